@@ -1,4 +1,4 @@
-"""LoRA adapters: PEFT folders, their identity, and those that are in memory; begin with `pool.py`.
+"""LoRA adapters: PEFT folders, their identity, and those that are in memory.
 
-`peft_config.py`, `digest.py` and `folder.py` need no torch: a command registers adapters with them.
+Read `pool.py` first. `folder.py` and what it imports need no torch: a command adds adapters by it.
 """

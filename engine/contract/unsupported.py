@@ -87,7 +87,6 @@ UNSUPPORTED_FIELDS: Final[Mapping[str, Unsupported]] = {
     "custom_id": Unsupported("put it into metadata"),
     "function_call": Unsupported("use tool_choice"),
     "functions": Unsupported("use tools"),
-    "lora": _ABSENT,
     "max_time": Unsupported("use ttl_s or deadline"),
     "modalities": Unsupported(neutral=(None, ["text"])),
     "prediction": _ABSENT,

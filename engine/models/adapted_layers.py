@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import TYPE_CHECKING
 
 from torch import Tensor
 
@@ -18,12 +17,10 @@ from batchmill.kernels.ops.dispatch import Backend
 from batchmill.kernels.ops.linear import Linear
 from batchmill.kernels.ops.lora import LoraRows, add_lora
 
+from .decoder_layer import DecoderLayer
 from .families import FAMILIES, family_name
 from .feed_forward import GatedNetwork
 from .model_config import ModelConfig
-
-if TYPE_CHECKING:
-    from .decoder import DecoderLayer
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,13 +13,11 @@ from batchmill.engine.errors import UnsupportedModelError
 from batchmill.engine.memory.host_memory import return_free_memory
 from batchmill.engine.memory.kv_cache import KVCache
 from batchmill.engine.step.step_inputs import StepInputs
-from batchmill.kernels.ops.decoder_layers import CppLayer
 from batchmill.kernels.ops.dispatch import Backend
 from batchmill.kernels.ops.fp8_fused import rms_norm_fp8
 from batchmill.kernels.ops.fp8_linear import make_fp8_linear
-from batchmill.kernels.ops.gated_activation import silu_and_mul
 from batchmill.kernels.ops.int8_linear import Int8Linear, make_int8_linear
-from batchmill.kernels.ops.linear import Linear, PackedLinear, make_linear
+from batchmill.kernels.ops.linear import PackedLinear, make_linear
 from batchmill.kernels.ops.paged_attention import paged_attention
 from batchmill.kernels.ops.rms_norm import add_rms_norm, rms_norm
 from batchmill.kernels.ops.rope_and_cache import rope_and_cache
@@ -27,84 +25,19 @@ from batchmill.kernels.reference.fp8_rows import Fp8Rows
 from batchmill.kernels.reference.paged_attention_plan import AttentionPlan
 
 from .adapted_layers import StepAdapters, adapt_layers
+from .decoder_layer import DecoderLayer, fused_layer
 from .feed_forward import (
     ExpertMixture,
-    FeedForward,
-    GatedNetwork,
     LinearFactory,
-    build_feed_forward,
 )
 from .fp8_weights import check_fp8_model
 from .fused_layers import FusedLayers, can_fuse
 from .model_config import AttentionConfig, ModelConfig
 from .rotary import cos_sin, inverse_frequencies
-from .weights import DecoderWeights, LayerWeights
+from .weights import DecoderWeights
 
 #: Makes the matrix products, by quantization.
 _LINEAR_FACTORIES = {None: make_linear, "int8": make_int8_linear, "fp8": make_fp8_linear}
-
-
-@dataclass(frozen=True, slots=True)
-class DecoderLayer:
-    """The operations of one layer; see `LayerWeights` for the sizes."""
-
-    #: Index of its kind in `ModelConfig.attention_kinds`.
-    attention_kind: int
-    input_norm: Tensor
-    qkv: Linear
-    q_norm: Tensor | None
-    k_norm: Tensor | None
-    output: Linear
-    attention_output_norm: Tensor | None
-    post_attention_norm: Tensor
-    feed_forward: FeedForward
-    feed_forward_output_norm: Tensor | None
-
-    @classmethod
-    def build(
-        cls,
-        weights: LayerWeights,
-        config: ModelConfig,
-        attention_kind: int,
-        linear: LinearFactory,
-        backend: Backend,
-        *,
-        is_plain: bool,
-        is_fp8: bool,
-    ) -> DecoderLayer:
-        """Build a layer from weights; for the flags see `build_feed_forward`."""
-        return cls(
-            attention_kind=attention_kind,
-            input_norm=weights.input_norm,
-            qkv=linear(weights.qkv, weights.qkv_bias),
-            q_norm=weights.q_norm,
-            k_norm=weights.k_norm,
-            output=linear(weights.output, weights.output_bias),
-            attention_output_norm=weights.attention_output_norm,
-            post_attention_norm=weights.post_attention_norm,
-            feed_forward=build_feed_forward(
-                weights.feed_forward, config, linear, backend, is_plain=is_plain, is_fp8=is_fp8
-            ),
-            feed_forward_output_norm=weights.feed_forward_output_norm,
-        )
-
-
-def fused_layer(packed: CppLayer, backend: Backend) -> DecoderLayer:
-    """Return the operations of a layer that the C++ layers run in one call, to run them singly."""
-    return DecoderLayer(
-        attention_kind=0,
-        input_norm=packed.input_norm,
-        qkv=packed.qkv,
-        q_norm=packed.q_norm,
-        k_norm=packed.k_norm,
-        output=packed.output,
-        attention_output_norm=None,
-        post_attention_norm=packed.post_attention_norm,
-        feed_forward=GatedNetwork(
-            packed.gate_up.ungated(), packed.down, partial(silu_and_mul, backend=backend)
-        ),
-        feed_forward_output_norm=None,
-    )
 
 
 @dataclass(frozen=True, slots=True)

@@ -59,6 +59,12 @@ def _check_tenant(name: str) -> str:
     return name
 
 
+def _check_adapter(name: str) -> str:
+    if not keys.is_adapter_name(name):
+        raise ValueError("must be 1 to 64 letters, digits, _ . and -")
+    return name
+
+
 def _check_model(name: str) -> str:
     keys.queue_name(name, "normal")
     return name
@@ -203,6 +209,10 @@ class GenerationJob(ChatFields, SamplingControls):
     scoring: Scoring | None = optional(None, repr=False)
     """Texts to score, alone or against a query. Give it instead of `prompt` and `messages`;
     docs/embeddings.md says how."""
+
+    lora: Annotated[str, AfterValidator(_check_adapter)] | None = optional(None)
+    """Name of a LoRA adapter of the model, which the operator has added. Submit resolves it to a
+    version, so that all of the job is computed with the same weights."""
 
     cache_salt: Annotated[Text, Field(min_length=1, max_length=MAX_CACHE_SALT_CHARS)] | None = (
         Field(default=None, repr=False, exclude_if=lambda salt: salt is None)

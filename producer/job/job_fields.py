@@ -81,6 +81,10 @@ class JobFields(OtherNames, total=False):
     """Texts to score, alone or against a query. Give it instead of `prompt` and `messages`;
     docs/embeddings.md says how."""
 
+    lora: str | None
+    """Name of a LoRA adapter of the model, which the operator has added. Submit resolves it
+    to a version, so that all of the job is computed with the same weights."""
+
     cache_salt: str | None
     """Jobs share the KV of equal prompt prefixes only with jobs of the same salt, so that
     times tell nothing about others' prompts."""

@@ -16,8 +16,10 @@ PROTOCOL_VERSION = 1
 #: Version of the records of other kinds of job. A worker of version 1 would not know what they ask
 #: for: it refuses the claim, and leaves the job for a worker that knows.
 KINDS_VERSION = 2
+#: Version of the records of jobs with a LoRA adapter, of any kind, for the same reason.
+ADAPTERS_VERSION = 3
 #: Versions this code can run.
-SUPPORTED_VERSIONS = (PROTOCOL_VERSION, KINDS_VERSION)
+SUPPORTED_VERSIONS = (PROTOCOL_VERSION, KINDS_VERSION, ADAPTERS_VERSION)
 
 #: The Celery task that an announcement names.
 TASK_NAME = "batchmill.generate"
@@ -76,6 +78,8 @@ RECEIVER_SECRETS = PREFIX + "receiver_secrets"
 USED_TOKENS = PREFIX + "used_tokens"
 TENANTS = PREFIX + "tenants"
 WINDOW = PREFIX + "window"
+#: LoRA adapters, by the names that jobs give them.
+ADAPTERS = PREFIX + "adapters"
 #: API keys of the gateway, by the SHA-256 of their secret.
 API_KEYS = PREFIX + "api_keys"
 #: Samples of the load of all workers, the newest first.
@@ -166,6 +170,11 @@ def is_job_id(text: str) -> bool:
 def is_secret_name(text: str) -> bool:
     """Return whether `text` can name a webhook secret: 1 to 64 letters, digits, `_` and `-`."""
     return _SECRET_NAME.fullmatch(text) is not None
+
+
+def is_adapter_name(name: str) -> bool:
+    """Return whether a text can name a LoRA adapter."""
+    return is_tenant_name(name)
 
 
 def is_tenant_name(text: str) -> bool:
@@ -388,8 +397,10 @@ def channel(job_id: str) -> str:
     return f"{PREFIX}events:{job_id}"
 
 
-def record_version(kind: str) -> int:
+def record_version(kind: str, *, has_adapter: bool = False) -> int:
     """Return the version of the record of a job of a kind."""
+    if has_adapter:
+        return ADAPTERS_VERSION
     return PROTOCOL_VERSION if kind == "generate" else KINDS_VERSION
 
 

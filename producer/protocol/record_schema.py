@@ -128,6 +128,9 @@ class RecordFields(BaseModel):
     """What its ends have counted: 1, then tokens of the prompt, of the output, and cached ones."""
     gateway: str | None = Field(default=None, json_schema_extra=_JSON)
     """What the gateway needs to answer in its caller's terms."""
+    lora: str | None = None
+    """Digest of its LoRA adapter, for which its name stood at submit: all of the job is computed
+    with this version."""
     traceparent: str | None = None
     """W3C context of the span that sent the job, or of its caller."""
     tags: str | None = None

@@ -119,6 +119,8 @@ class WorkerInfo:
     session: str = ""
     #: Kinds of job that it serves; those of older versions only generate.
     kinds: tuple[str, ...] = ("generate",)
+    #: Digests of the LoRA adapters in memory.
+    adapters: tuple[str, ...] = ()
     #: Gauges for people and dashboards (free blocks …). Progress estimates use `jobs` (in flight)
     #: and `tokens_per_s`; the others may change. `draft_tokens` and `accepted_tokens` (since the
     #: engine started) are present if prompt lookup is on.
@@ -213,11 +215,13 @@ def read_worker(text: bytes) -> WorkerInfo | None:
         known["queues"] = tuple(known["queues"])
         known["versions"] = tuple(known["versions"])
         known["kinds"] = tuple(known.get("kinds", ("generate",)))
+        known["adapters"] = tuple(known.get("adapters", ()))
         known["stats"] = _gauges(known.get("stats") or {})
         info = WorkerInfo(**known)
     except (ValueError, TypeError, KeyError, RecursionError, AttributeError):
         return None
     texts = (info.name, info.model, info.state, info.session, *info.queues, *info.kinds)
+    texts += info.adapters
     numbers = (info.max_model_len, info.max_num_seqs, info.started_at_ms)
     are_texts = all(isinstance(text, str) for text in texts)
     are_numbers = all(type(number) is int and 0 <= number < 1 << 53 for number in numbers)

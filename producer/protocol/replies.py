@@ -46,6 +46,8 @@ class SubmitStatus(StrEnum):
     TOO_LATE = "TOO_LATE"
     #: The queue or the tenant is paused and refuses jobs; nothing was stored.
     PAUSED = "PAUSED"
+    #: Its LoRA adapter does not exist, or is one of another model; nothing was stored.
+    NO_ADAPTER = "NO_ADAPTER"
     #: A key that the job needs is of another type; nothing was stored.
     UNUSABLE = "UNUSABLE"
 
@@ -78,6 +80,8 @@ class SubmitReply:
     batch_state: str = ""
     #: With PAUSED: the pause that refuses the job.
     pause: Pause | None = None
+    #: With NO_ADAPTER: the model that the adapter is for; empty if there is none of the name.
+    adapter_model: str = ""
 
 
 class ClaimRefusal(StrEnum):
@@ -145,6 +149,8 @@ class Claim:
     #: The output so far was stored without encryption, and the claimer has keys: its first write
     #: begins at the start of the output, so that all of it is sealed.
     must_rewrite_output: bool = False
+    #: Digest of its LoRA adapter, as its name was resolved at submit.
+    lora: str | None = None
     #: Why the document or the output cannot be opened; both are empty then.
     unreadable: UnreadableContent | None = None
 

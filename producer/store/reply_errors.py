@@ -74,7 +74,8 @@ def accepted_id(job: NewJob, reply: SubmitReply) -> str:
         QueueFull: a limit on waiting jobs is reached, or Redis' memory limit.
         QueuePaused: the queue or the tenant is paused and refuses jobs.
         BatchClosed: the job's batch takes no more lines.
-        JobRejected: its deadline would pass before it may run, or a key that it needs is in use.
+        JobRejected: its deadline would pass before it may run, its adapter does not exist, or a
+            key that it needs is in use.
     """
     if reply.status is SubmitStatus.UNUSABLE:
         raise unusable_record_error()
@@ -86,6 +87,8 @@ def accepted_id(job: NewJob, reply: SubmitReply) -> str:
             "ttl_s) or an earlier start (not_before, delay_s)",
             param="not_before" if job.delay_ms is None else "delay_s",
         )
+    if reply.status is SubmitStatus.NO_ADAPTER:
+        raise _adapter_error(job, reply.adapter_model)
     if reply.pause is not None:
         raise QueuePaused(f"{reply.pause.describe()}; it refuses jobs until it is resumed")
     if reply.job_id is None:
@@ -103,6 +106,21 @@ def accepted_id(job: NewJob, reply: SubmitReply) -> str:
             job_id=reply.job_id,
         )
     return reply.job_id
+
+
+def _adapter_error(job: NewJob, adapter_model: str) -> JobRejected:
+    if adapter_model:
+        return JobRejected(
+            f"lora is {job.lora!r}, an adapter of the model {adapter_model[:200]!r}, and the job's "
+            f"model is {job.model!r}: name that model, or another adapter",
+            param="lora",
+        )
+    return JobRejected(
+        f"lora is {job.lora!r}, and there is no such adapter, or not for this tenant: "
+        "`batchmill lora list` shows all",
+        param="lora",
+        code="adapter_not_found",
+    )
 
 
 def unusable_record_error() -> JobRejected:

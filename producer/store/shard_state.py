@@ -16,7 +16,14 @@ _UNFINISHED: Final = (JobState.QUEUED, JobState.IN_PROGRESS)
 #: Hashes of operators: weights and limits of tenants, API keys, pauses, secrets of receivers,
 #: endpoints that get nothing.
 _SETTINGS: Final = (
-    *(keys.TENANTS, keys.API_KEYS, keys.PAUSED, keys.RECEIVER_SECRETS, keys.ENDPOINTS_DISABLED),
+    *(
+        keys.TENANTS,
+        keys.API_KEYS,
+        keys.ADAPTERS,
+        keys.PAUSED,
+        keys.RECEIVER_SECRETS,
+        keys.ENDPOINTS_DISABLED,
+    ),
 )
 _RECEIVERS: Final = keys.receivers("*")
 _SCAN_KEYS: Final = 1000

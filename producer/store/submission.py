@@ -75,7 +75,8 @@ def prepare(job: GenerationJob, settings: ProducerSettings, *, job_id: str | Non
         limits=queue_limits(settings),
         tags=tuple(job.tags),
         max_tokens=_most_output_tokens(job),
-        version=keys.record_version(job.kind),
+        version=keys.record_version(job.kind, has_adapter=job.lora is not None),
+        lora=job.lora,
         traceparent=job.traceparent,
         prefix=prefix_digest(job),
     )

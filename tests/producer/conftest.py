@@ -169,7 +169,7 @@ REGISTRIES = {
     *(keys.SERVED, keys.LEFTOVERS, keys.API_KEYS, keys.OUTBOX_TAKERS),
     *(keys.PAYLOADS, keys.PAYLOADS_UNUSED),
     *(keys.USED_TOKENS, keys.RECEIVER_SECRETS, keys.CELERY_END_TAKERS),
-    *(keys.BATCH_INTAKES, keys.FILES_EXPIRING),
+    *(keys.BATCH_INTAKES, keys.FILES_EXPIRING, keys.ADAPTERS),
 }
 
 

@@ -52,7 +52,17 @@ IMPORTABLE = {
     ("producer", "engine"): {"contract"},
     ("engine", "kernels"): {"cpu", "errors", "ops", "reference"},
     ("worker", "engine"): {
-        *("__init__", "contract", "cpu_kernels", "errors", "gpus", "lifecycle", "plans", "request"),
+        *(
+            "__init__",
+            "adapters",
+            "contract",
+            "cpu_kernels",
+            "errors",
+            "gpus",
+            "lifecycle",
+            "plans",
+            "request",
+        ),
     },
     ("worker", "producer"): {
         *("__init__", "broker_url", "bulk", "client", "encryption", "error_codes", "errors"),

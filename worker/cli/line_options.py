@@ -61,6 +61,14 @@ class LineOptions:
             help="Most tokens of thoughts, for lines that do not set it.", rich_help_panel=_LINES
         ),
     ] = None
+    lora: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="LoRA adapter of the model, for lines that name none.",
+            rich_help_panel=_LINES,
+        ),
+    ] = None
     select: Annotated[
         str | None,
         typer.Option(
@@ -136,6 +144,7 @@ class LineOptions:
             "watermark": self.watermark,
             "reasoning_effort": self.reasoning_effort,
             "thinking_token_budget": self.thinking_token_budget,
+            "lora": self.lora,
             "select": self.select and parse_json_option("--select", self.select),
             "priority": self.priority or priority,
             "tenant": self.tenant,

@@ -31,6 +31,7 @@ from .flower import add_flower_command
 from .gateway import add_gateway_command
 from .healthcheck import add_healthcheck_command
 from .keys import add_key_commands
+from .lora import add_lora_commands
 from .manage_jobs import add_manage_job_commands
 from .metrics import add_metrics_command
 from .panels import arrange_in_panels
@@ -85,6 +86,7 @@ _COMMANDS = (
     add_usage_command,
     add_shard_commands,
     add_watermark_commands,
+    add_lora_commands,
     add_pause_commands,
     add_webhook_commands,
     add_dead_letter_commands,

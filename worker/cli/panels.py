@@ -16,7 +16,7 @@ _PANELS = {
     "Run services": ("worker", "deliver", "gateway", "flower", "metrics", "healthcheck", "config"),
     "Operate": (
         *("top", "pause", "resume", "tenants", "keys", "encryption", "usage", "watermark"),
-        *("dead-letters", "shards"),
+        *("lora", "dead-letters", "shards"),
     ),
     "Measure and test": ("bench",),
 }

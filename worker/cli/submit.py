@@ -111,6 +111,14 @@ _ThinkingTokenBudget = Annotated[
     int | None,
     typer.Option(help="Most tokens of the model's thoughts.", rich_help_panel=_GENERATION),
 ]
+_Lora = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAME",
+        help="LoRA adapter of the model; `batchmill lora list` shows them.",
+        rich_help_panel=_GENERATION,
+    ),
+]
 _Select = Annotated[
     str | None,
     typer.Option(
@@ -204,6 +212,7 @@ def submit(
     watermark: _Watermark = None,
     reasoning_effort: _ReasoningEffort = None,
     thinking_token_budget: _ThinkingTokenBudget = None,
+    lora: _Lora = None,
     select: _Select = None,
     param: _Param = None,
     priority: _Priority = None,
@@ -235,6 +244,7 @@ def submit(
         "watermark": watermark,
         "reasoning_effort": reasoning_effort,
         "thinking_token_budget": thinking_token_budget,
+        "lora": lora,
         "select": None if select is None else parse_json_option("--select", select),
         "priority": priority,
         "tenant": tenant,

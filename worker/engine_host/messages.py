@@ -44,6 +44,8 @@ class AddRequest:
     deadline_s: float | None = None
     #: It shares KV blocks only with requests that have the same salt.
     cache_salt: str | None = None
+    #: Digest of its LoRA adapter.
+    lora: str | None = None
     #: Field of the job that asks for a plan (`decision` …), and its content; None for text alone.
     section: str | None = None
     section_fields: Mapping[str, Any] = field(default_factory=dict)
@@ -120,6 +122,8 @@ class EngineLoad:
     num_running: int
     num_waiting: int
     num_free_blocks: int
+    #: Digests of the LoRA adapters in memory.
+    adapters: Sequence[str] = ()
 
 
 class EngineWork(NamedTuple):

@@ -128,6 +128,7 @@ class RealEngine:
                 priority=request.priority,
                 deadline_s=request.deadline_s,
                 cache_salt=request.cache_salt,
+                lora=request.lora,
             )
             if params.num_logprobs is not None or params.num_prompt_logprobs is not None:
                 self._scored[request.request_id] = params
@@ -147,6 +148,7 @@ class RealEngine:
             priority=request.priority,
             deadline_s=request.deadline_s,
             cache_salt=request.cache_salt,
+            lora=request.lora,
         )
         self._plans.add(request.request_id, plan_maker(section, self._engine.pooling)(job), options)
         self._planned[request.request_id] = (section, params)
@@ -188,7 +190,8 @@ class RealEngine:
     def load(self) -> EngineLoad:
         """Return how full the engine is."""
         load = self._engine.load()
-        return EngineLoad(load.num_running, load.num_waiting, load.num_free_blocks)
+        adapters = self._engine.resident_adapters
+        return EngineLoad(load.num_running, load.num_waiting, load.num_free_blocks, adapters)
 
     def drafts(self) -> DraftCounts | None:
         """Return the counts of prompt lookup, or None if it is off."""

@@ -155,8 +155,14 @@ class StubEngine:
         """Queue a request.
 
         Raises:
-            RequestRefused: the prompt has a refuse marker or is longer than `max_model_len`.
+            RequestRefused: the prompt has a refuse marker or is longer than `max_model_len`, or the
+                request has an adapter.
         """
+        if request.lora is not None:
+            raise RequestRefused(
+                "unsupported_parameter",
+                "lora names an adapter, and the stub engine computes none: use the real one",
+            )
         stub = _StubRequest(
             request.request_id,
             _render(request),

@@ -13,6 +13,7 @@ from batchmill.producer.broker_url import find_broker
 from batchmill.producer.errors import BatchmillError
 from batchmill.producer.protocol import keys
 from batchmill.producer.protocol.calls.call import Call, Read
+from batchmill.producer.store.adapters import RegisteredAdapter, read_adapters
 from batchmill.producer.store.async_store import AsyncStore
 from batchmill.producer.store.replication import replica_wait
 from batchmill.producer.store.reply_errors import broker_errors
@@ -50,6 +51,8 @@ class Backend:
         self._served: dict[str, int] = {}
         self._kinds: dict[str, set[str]] = {}
         self._served_until = 0.0
+        self._adapters: list[RegisteredAdapter] = []
+        self._adapters_until = 0.0
 
     async def close(self) -> None:
         """Close the connections."""
@@ -112,6 +115,13 @@ class Backend:
                 served[worker.model] = min(since, served.get(worker.model, since))
             self._served, self._served_until = served, time.monotonic() + _WORKERS_S
         return self._served
+
+    async def adapters_for(self, tenant: str) -> dict[str, RegisteredAdapter]:
+        """Return the LoRA adapters that a tenant's jobs may name, by name."""
+        if time.monotonic() >= self._adapters_until:
+            self._adapters = await self.read(read_adapters())
+            self._adapters_until = time.monotonic() + _WORKERS_S
+        return {each.name: each for each in self._adapters if each.is_for(tenant)}
 
     def kinds_of(self, model: str) -> list[str]:
         """Return the kinds of job that live workers serve with a model of `served_models`."""

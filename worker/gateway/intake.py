@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import hashlib
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Mapping
 
 import structlog
 
@@ -20,6 +20,7 @@ from batchmill.producer.protocol import keys
 from batchmill.producer.protocol.calls import batches as batch_scripts
 from batchmill.producer.protocol.calls.call import Read
 from batchmill.producer.store import batch_calls
+from batchmill.producer.store.adapters import RegisteredAdapter
 from batchmill.producer.store.api_keys import ApiKey
 from batchmill.producer.store.batch_calls import OpenBatch
 
@@ -147,21 +148,29 @@ async def _lines(backend: Backend, batch: GatewayBatch) -> AsyncIterator[BulkLin
     raw = backend.files.lines(batch.details["input_file_id"], MAX_LINE_BYTES)
     rights = {"id": "", "name": "", "tenant": batch.tenant, **batch.details["rights"]}
     context = (batch.details["endpoint"], ApiKey.model_validate(rights))
-    lines = _read_lines(raw, *context, backend.settings.served_name)
+    served = await backend.served_models()
+    adapters = await backend.adapters_for(batch.tenant)
+    adapters = {name: each for name, each in adapters.items() if name not in served}
+    lines = _read_lines(raw, *context, backend.settings.served_name, adapters)
     while some := await backend.turns.next_lines(lines):
         for line in some:
             yield line
 
 
 def _read_lines(
-    raw_lines: Iterator[bytes], endpoint: str, key: ApiKey, default_model: str
+    raw_lines: Iterator[bytes],
+    endpoint: str,
+    key: ApiKey,
+    default_model: str,
+    adapters: Mapping[str, RegisteredAdapter],
 ) -> Iterator[BulkLine]:
     """Yield the lines of a file, on a thread: one may take seconds."""
     number = 0
     for place, raw in enumerate(raw_lines, start=1):
         if raw.strip():
             number += 1
-            yield read_batch_line(json_record(number, place, raw), endpoint, key, default_model)
+            record = json_record(number, place, raw)
+            yield read_batch_line(record, endpoint, key, default_model, adapters)
 
 
 def _error(number: int, problem: JobRejected) -> BatchError:

@@ -22,6 +22,7 @@ from batchmill.producer.store.reply_errors import accepted_id, unknown_job_error
 from batchmill.producer.store.submission import estimated_tokens, prepare
 from batchmill.producer.tracing.sending import send_span
 
+from .adapters import resolve_model
 from .api_errors import invalid
 from .backend import Backend
 from .caller import check_class, check_model, take_rate, unknown_model
@@ -57,6 +58,9 @@ async def check_fields(backend: Backend, key: ApiKey, fields: Mapping[str, Any])
     Raises:
         ApiError, JobRejected: as `checked_job`.
     """
+    adapters = await backend.adapters_for(key.tenant)
+    if adapters:
+        fields = resolve_model(fields, adapters, await backend.served_models())
     fields = allowed_fields(key, fields, default_class="normal")
     async with backend.turns.of_tenant(key.tenant):
         await check_structures(None, fields)

@@ -9,8 +9,10 @@ from batchmill.producer.errors import JobRejected
 from batchmill.producer.files.record import Record
 from batchmill.producer.job.line import BulkLine, LineKind, check_custom_id
 from batchmill.producer.job.validation import parse_job
+from batchmill.producer.store.adapters import RegisteredAdapter
 from batchmill.producer.store.api_keys import ApiKey
 
+from .adapters import resolve_model
 from .api_errors import ApiError, invalid
 from .completion_request import read_completion
 from .decisions import read_decision
@@ -26,7 +28,13 @@ _OF_CONNECTIONS = ("stream", "cancel_on_disconnect", "background")
 _PARTS = frozenset({"custom_id", "method", "url", "body"})
 
 
-def read_batch_line(record: Record, endpoint: str, key: ApiKey, default_model: str) -> BulkLine:
+def read_batch_line(
+    record: Record,
+    endpoint: str,
+    key: ApiKey,
+    default_model: str,
+    adapters: Mapping[str, RegisteredAdapter] | None = None,
+) -> BulkLine:
     """Return a line with its job, or with what is wrong with it.
 
     Args:
@@ -34,6 +42,7 @@ def read_batch_line(record: Record, endpoint: str, key: ApiKey, default_model: s
         endpoint: the batch's, which each line must name.
         key: rights of the caller.
         default_model: of a line that names none.
+        adapters: that the caller may use, by name.
     """
     kind = LineKind(endpoint) if endpoint in tuple(LineKind) else LineKind.CHAT
     custom_id = f"line-{record.line}"
@@ -43,6 +52,7 @@ def read_batch_line(record: Record, endpoint: str, key: ApiKey, default_model: s
         custom_id = _custom_id(record.data)
         body = _params(record.data) if endpoint == MESSAGES else _body(record.data, endpoint)
         fields, details = _read(endpoint, body)
+        fields = dict(resolve_model(fields, adapters or {}))
         job = parse_job(_without_connection(fields, key))
         check_allowed(key, job, default_model)
     except JobRejected as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
@@ -13,14 +14,25 @@ from .caller import identify, require_scope, unknown_model
 from .middleware import is_anthropic
 
 
+@dataclass(frozen=True, slots=True)
+class _Listed:
+    """A model, or an adapter of one."""
+
+    name: str
+    #: Since when it is there, seconds of unix time.
+    since: int
+    #: The model that an adapter changes; None for a model.
+    parent: str | None = None
+
+
 async def list_models(request: Request) -> Response:
     """Serve `GET /v1/models`."""
     models = await _visible(request)
     if not is_anthropic(request):
         backend: Backend = request.app.state.backend
-        listed = [_openai(*item, backend.kinds_of(item[0])) for item in models.items()]
+        listed = [_openai(backend, each) for each in models.values()]
         return JSONResponse({"object": "list", "data": listed})
-    data = [_anthropic(*item) for item in models.items()]
+    data = [_anthropic(each.name, each.since) for each in models.values()]
     edges = (data[0]["id"], data[-1]["id"]) if data else (None, None)
     return JSONResponse(
         {"data": data, "has_more": False, "first_id": edges[0], "last_id": edges[1]}
@@ -34,23 +46,35 @@ async def get_model(request: Request) -> Response:
     if name not in models:
         raise unknown_model(name, sorted(models))
     if is_anthropic(request):
-        return JSONResponse(_anthropic(name, models[name]))
-    backend: Backend = request.app.state.backend
-    return JSONResponse(_openai(name, models[name], backend.kinds_of(name)))
+        return JSONResponse(_anthropic(name, models[name].since))
+    return JSONResponse(_openai(request.app.state.backend, models[name]))
 
 
-async def _visible(request: Request) -> dict[str, int]:
-    """Return the served models that the caller may use, by name, with the time of their start."""
+async def _visible(request: Request) -> dict[str, _Listed]:
+    """Return the served models that the caller may use, then their LoRA adapters, by name."""
     backend: Backend = request.app.state.backend
     key = await identify(request, backend)
     require_scope(key, "read")
     served = await backend.served_models()
-    return {name: served[name] for name in sorted(served) if key.may_use_model(name)}
+    found = {
+        name: _Listed(name, served[name]) for name in sorted(served) if key.may_use_model(name)
+    }
+    for name, adapter in (await backend.adapters_for(key.tenant)).items():
+        if adapter.model in found and name not in found:
+            found[name] = _Listed(name, adapter.added_at_ms // 1000, adapter.model)
+    return found
 
 
-def _openai(name: str, since: int, kinds: list[str]) -> dict[str, Any]:
-    model = {"id": name, "object": "model", "created": since, "owned_by": "batchmill"}
-    return model | {"kinds": kinds}
+def _openai(backend: Backend, listed: _Listed) -> dict[str, Any]:
+    model: dict[str, Any] = {
+        "id": listed.name,
+        "object": "model",
+        "created": listed.since,
+        "owned_by": "batchmill",
+    }
+    if listed.parent is not None:
+        model["parent"] = listed.parent
+    return model | {"kinds": backend.kinds_of(listed.parent or listed.name)}
 
 
 def _anthropic(name: str, since: int) -> dict[str, Any]:

@@ -43,6 +43,7 @@ def engine_request(claim: Claim, document: GenerationJob, salt: str | None) -> A
         priority=_PRIORITIES[document.priority],
         deadline_s=_time_left_s(claim),
         cache_salt=salt,
+        lora=claim.lora,
         section=section,
         section_fields=section_fields,
     )

@@ -96,6 +96,7 @@ class Heartbeat:
                 versions=keys.SUPPORTED_VERSIONS,
                 session=self._session,
                 kinds=("generate",) if ready is None else tuple(ready.kinds),
+                adapters=tuple(self._link.load.adapters),
                 stats=self.stats(),
             ),
             timeout_ms=int(settings.session_timeout_s * 1000),

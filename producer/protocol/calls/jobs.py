@@ -89,6 +89,7 @@ def submit(job: NewJob, *, is_adopted: bool = False) -> Call[SubmitReply]:
         "gateway": job.gateway or None,
         "traceparent": job.traceparent,
         "prefix": Fingerprint(job.prefix, job.tenant) if job.prefix else None,
+        "lora": job.lora,
     }
     if job.limits is not NO_LIMITS:
         fields |= asdict(job.limits)
@@ -124,7 +125,7 @@ def claim(
             return ClaimRefusal(reply[1].decode())
         _, fence, document, data, attempts, alone, deadline, *rest = reply
         enqueued, started, now, suspect, celery_result, retries, *about = rest
-        traceparent, history, made_at_ms, prefix, must_rewrite = about
+        traceparent, history, made_at_ms, prefix, lora, must_rewrite = about
         unreadable = next((x.error for x in (document, data) if isinstance(x, Unopened)), None)
         if unreadable is not None:
             document = data = b""
@@ -148,6 +149,7 @@ def claim(
             made_at_ms=made_at_ms,
             prefix=prefix.decode(errors="replace"),
             must_rewrite_output=must_rewrite is True,
+            lora=lora.decode("latin-1") or None,
             unreadable=unreadable,
         )
 
@@ -352,6 +354,8 @@ def _read_submit(reply: list[bytes]) -> SubmitReply:
         return SubmitReply(status, None, pause=read_pause(b":".join(reply[1:3]), reply[3]))
     if status is SubmitStatus.TOO_LATE:
         return SubmitReply(status, None)
+    if status is SubmitStatus.NO_ADAPTER:
+        return SubmitReply(status, None, adapter_model=reply[2].decode(errors="replace"))
     return SubmitReply(status, reply[1].decode())
 
 

@@ -97,5 +97,7 @@ class NewJob:
     gateway: str = ""
     #: Digest of the beginning of its prompt; empty if that is too short to share.
     prefix: str = ""
+    #: Name of its LoRA adapter; None without one.
+    lora: str | None = None
     #: Context of the span that sends it, in W3C's form; None without one.
     traceparent: str | None = None

@@ -4,7 +4,8 @@
 -- for jobs with them), supported versions...
 -- Reply: {CLAIMED, fence, document, token bytes, attempts, alone, deadline_at_ms, enqueued_at_ms, started_at_ms, now,
 -- suspect, celery_result, retries, traceparent ('' = none), history (JSON, '' = none), claimed_at_ms (of the first
--- call with this nonce), prefix ('' = none), seals of the output (names and values)} or {REFUSED, reason}.
+-- call with this nonce), prefix ('' = none), digest of its LoRA adapter ('' = none), seals of the output (names and
+-- values)} or {REFUSED, reason}.
 -- @include announce, celery_state, events, fair_share, finish, guard, index, keys, output, pauses, prefixes, record
 -- @include sealed, server, sessions
 allow_writes_when_full()
@@ -17,7 +18,8 @@ local session, pid = ARGV[6], tonumber(ARGV[7])
 
 local function claim_reply(attempts, alone, deadline_at_ms, now)
   local f = redis.call('HMGET', job_key(id), 'doc', 'enqueued_at_ms', 'started_at_ms', 'suspect',
-    'celery_result', 'fence', 'claim_nonce', 'retries', 'traceparent', 'history', 'claimed_at_ms', 'prefix')
+    'celery_result', 'fence', 'claim_nonce', 'retries', 'traceparent', 'history', 'claimed_at_ms', 'prefix',
+    'lora')
   local tokens = redis.call('GET', tokens_key(id)) or ''
   if not (f[1] and tonumber(f[2]) and tonumber(f[3])) or #tokens % 4 > 0 then
     error('doc, enqueued_at_ms, started_at_ms or the tokens are missing or wrong', 0)
@@ -26,7 +28,7 @@ local function claim_reply(attempts, alone, deadline_at_ms, now)
     'CLAIMED', fence_text(f[6], f[7]), f[1], tokens, attempts, alone and 1 or 0,
     deadline_at_ms or '', tonumber(f[2]), tonumber(f[3]), now, tonumber(f[4] or 0),
     f[5] == '1' and 1 or 0, tonumber(f[8] or 0) or 0, f[9] or '', f[10] or '', tonumber(f[11] or now) or now,
-    f[12] or '', redis.call('HGETALL', seals_key(id)),
+    f[12] or '', f[13] or '', redis.call('HGETALL', seals_key(id)),
   }
 end
 

@@ -7,14 +7,16 @@
 -- fingerprint (or several of the same content, comma-separated: the first is stored), webhook with webhook_events
 -- (comma-separated names; without it only the end) and webhook_secret (without
 -- it the default one), tags (comma-separated), max_tokens, celery_result ('1'), celery_headers with celery_embed (JSON:
--- place in a Celery workflow, and what follows there), batch with batch_index (place of the line, from 0), fingerprint,
--- custom_id and endpoint; api_key and gateway (JSON), of a job that came by the gateway; traceparent (without it that
--- of its batch), prefix (names of the beginning of its prompt, as of a fingerprint).
+-- place in a Celery workflow, and what follows there), lora (name of its LoRA adapter), batch with batch_index (place
+-- of the line, from 0), fingerprint, custom_id and endpoint; api_key and gateway (JSON), of a job that came by the
+-- gateway; traceparent (without it that of its batch), prefix (names of the beginning of its prompt, as of a
+-- fingerprint).
 -- Reply: {CREATED, id}, {EXISTING, id}, {CONFLICT, id}, {FULL, limit's name, value, limit, bytes that the job needs
 -- itself}, {PAUSED, kind, name, JSON} (of the pause that refuses it), {TOO_LATE} (the deadline would pass before the
--- job may run) or {CLOSED, state of its batch ('' = there is none)}.
--- @include announce, batches, counters, events, fair_share, fingerprint, idempotency, index, keys, pauses, payloads
--- @include queue_limits, queues, sealed, server, usage
+-- job may run), {NO_ADAPTER, 'unknown' or 'model', model of the adapter} or {CLOSED, state of its batch ('' = there is
+-- none)}.
+-- @include adapters, announce, batches, counters, events, fair_share, fingerprint, idempotency, index, keys, pauses
+-- @include payloads, queue_limits, queues, sealed, server, usage
 local US_PER_MESSAGE_PRIORITY = 1e14 -- three years: a lower priority waits behind all that a tenant sent before
 local job = {}
 for i = 1, #ARGV, 2 do job[ARGV[i]] = ARGV[i + 1] end
@@ -75,6 +77,14 @@ end
 
 local payload, payload_key = split_reference(job.doc)
 local has_payload = payload and is_payload_noted(payload, now_ms())
+local digest, no_adapter
+if job.lora then
+  digest, no_adapter = find_adapter(job)
+  if no_adapter then return no_adapter end
+  for _, name in ipairs({ 'fingerprint', 'prefix' }) do
+    if job[name] then job[name] = with_adapter(job[name], digest) end
+  end
+end
 local known = key and load_idempotency_entry(job.tenant, key)
 if known then return { is_same_content(job.fingerprint, known.fingerprint) and 'EXISTING' or 'CONFLICT', known.id } end
 -- The caller chose the id: a call repeated after a lost reply finds its own job.
@@ -103,6 +113,7 @@ redis.call('HSET', job_key(id), 'id', id, 'v', job.v, 'model', job.model, 'queue
 for _, name in ipairs({ 'tags', 'api_key', 'gateway', 'traceparent' }) do
   if job[name] then redis.call('HSET', job_key(id), name, job[name]) end
 end
+if digest then redis.call('HSET', job_key(id), 'lora', digest) end
 local piece = split_sealed(job.doc)
 if piece then note_seal_key(id, piece.key_id) end
 if payload then

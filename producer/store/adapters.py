@@ -1,0 +1,90 @@
+"""LoRA adapters that jobs may name: the version that a name stands for, its model, its tenants."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from batchmill.producer.errors import AdapterRefused
+from batchmill.producer.protocol import keys
+from batchmill.producer.protocol.calls.call import Read, stored
+
+from .job_store import JobStore
+
+
+class RegisteredAdapter(BaseModel):
+    """What a name stands for."""
+
+    model_config = ConfigDict(extra="ignore", frozen=True)
+
+    name: str
+    #: Of its configuration and weights: new jobs get this version.
+    digest: str
+    #: Served name of the model that it changes.
+    model: str
+    #: Tenants whose jobs may name it; empty for all.
+    tenants: tuple[str, ...] = ()
+    #: Its largest rank.
+    rank: int = 0
+    #: Size of the file with its weights.
+    num_bytes: int = 0
+    added_at_ms: int = 0
+
+    def is_for(self, tenant: str) -> bool:
+        """Return whether a tenant's jobs may name it."""
+        return not self.tenants or tenant in self.tenants
+
+
+def register_adapter(store: JobStore, adapter: RegisteredAdapter) -> RegisteredAdapter | None:
+    """Let a name stand for an adapter from now on; jobs that were submitted keep their version.
+
+    Returns:
+        What the name stood for before; None if it is new.
+
+    Raises:
+        AdapterRefused: the name, the model or a tenant is invalid.
+    """
+    if not keys.is_adapter_name(adapter.name):
+        raise AdapterRefused(
+            f"name is {adapter.name[:80]!r}; it must be 1 to 64 letters, digits, _ . and -"
+        )
+    if not keys.is_model_name(adapter.model):
+        raise AdapterRefused(f"model is {adapter.model[:80]!r}, which is not a served model's name")
+    for tenant in adapter.tenants:
+        if not keys.is_tenant_name(tenant):
+            raise AdapterRefused(
+                f"tenant is {tenant[:80]!r}; it must be 1 to 64 letters, digits, _ . and -"
+            )
+    adapter = adapter.model_copy(update={"added_at_ms": time.time_ns() // 1_000_000})
+    before = store.client.hget(keys.ADAPTERS, adapter.name)
+    store.client.hset(keys.ADAPTERS, adapter.name, adapter.model_dump_json())
+    return None if before is None else _read(before)
+
+
+def remove_adapter(store: JobStore, name: str) -> bool:
+    """Let a name stand for nothing; jobs that were submitted still run. Return whether it did."""
+    return bool(store.client.hdel(keys.ADAPTERS, name))
+
+
+def read_adapters() -> Read[list[RegisteredAdapter]]:
+    """Read all adapters, by name."""
+
+    def queue(pipeline: Any) -> None:
+        pipeline.hgetall(keys.ADAPTERS)
+
+    def parse(replies: Sequence[Any]) -> list[RegisteredAdapter]:
+        found = map(_read, stored(replies[0], default={}).values())
+        return sorted((each for each in found if each is not None), key=lambda each: each.name)
+
+    return Read(queue, parse)
+
+
+def _read(text: bytes | str) -> RegisteredAdapter | None:
+    """Return an adapter; None if batchmill did not write it, which counts as missing."""
+    try:
+        return RegisteredAdapter.model_validate_json(text)
+    except ValidationError:
+        return None
