@@ -17,6 +17,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from batchmill.producer.errors import ReceiverRefused
 from batchmill.producer.protocol import keys
 from batchmill.producer.protocol.calls.call import Call, Read, stored
+from batchmill.producer.protocol.content import Cipher, Content, Place
 from batchmill.producer.webhook.secret_list import (
     DatedSecret,
     format_secrets,
@@ -142,7 +143,10 @@ def load_receivers(tenant: str) -> Read[list[Receiver]]:
 
 
 def find_receiver(tenant: str, receiver_id: str) -> Read[tuple[Receiver, str] | None]:
-    """Read a receiver of a tenant and the value of its secrets; None if there is none."""
+    """Read a receiver of a tenant and the value of its secrets; None if there is none.
+
+    The read raises `UnreadableContent` if the secrets are sealed and cannot be opened.
+    """
 
     def queue(pipeline: Any) -> None:
         pipeline.hget(keys.receivers(tenant), receiver_id)
@@ -152,24 +156,30 @@ def find_receiver(tenant: str, receiver_id: str) -> Read[tuple[Receiver, str] | 
         receiver = _read(stored(replies[0]))
         return None if receiver is None else (receiver, (stored(replies[1]) or b"").decode())
 
-    return Read(queue, parse, keeps_errors=True)
+    def opens(replies: list[Any], cipher: Cipher) -> list[Any]:
+        return [replies[0], _opened(cipher, receiver_id, replies[1])]
+
+    return Read(queue, parse, keeps_errors=True, opens=opens)
 
 
 def create_receiver(tenant: str, receiver: Receiver, secrets: str) -> Call[bool]:
     """Store a new receiver; the call returns False if the tenant has as many as it may have."""
-    args = (tenant, receiver.id, receiver.model_dump_json(), secrets)
+    args = (tenant, receiver.id, receiver.model_dump_json(), _content(receiver.id, secrets))
     return Call("receiver_create", args, lambda reply: bool(reply == 1))
 
 
-def put_receiver(tenant: str, receiver: Receiver, secrets: str | None = None) -> Read[None]:
-    """Change a receiver, and the value of its secrets; None leaves those as they are."""
+def put_receiver(tenant: str, receiver: Receiver) -> Read[None]:
+    """Change a receiver, and leave its secrets as they are."""
+    field, value = receiver.id, receiver.model_dump_json()
+    return Read(
+        lambda pipeline: pipeline.hset(keys.receivers(tenant), field, value), lambda _: None
+    )
 
-    def queue(pipeline: Any) -> None:
-        pipeline.hset(keys.receivers(tenant), receiver.id, receiver.model_dump_json())
-        if secrets is not None:
-            pipeline.hset(keys.RECEIVER_SECRETS, receiver.id, secrets)
 
-    return Read(queue, lambda _: None, is_atomic=True)
+def put_secrets(tenant: str, receiver: Receiver, secrets: str) -> Call[None]:
+    """Change a receiver and the value of its secrets."""
+    args = (tenant, receiver.id, receiver.model_dump_json(), _content(receiver.id, secrets))
+    return Call("receiver_put_secrets", args, lambda _: None)
 
 
 def delete_receiver(tenant: str, receiver_id: str) -> Read[None]:
@@ -183,20 +193,36 @@ def delete_receiver(tenant: str, receiver_id: str) -> Read[None]:
 
 
 def receiver_secrets(receiver_id: str) -> Read[tuple[str, ...]]:
-    """Read the secrets that sign for a receiver now; none if it was deleted."""
+    """Read the secrets that sign for a receiver now; none if it was deleted.
+
+    The read raises `UnreadableContent` if they are sealed and cannot be opened.
+    """
 
     def parse(replies: list[Any]) -> tuple[str, ...]:
         text: bytes = stored(replies[0]) or b""
         return tuple(valid_secrets(text.decode()))
 
     return Read(
-        lambda pipeline: pipeline.hget(keys.RECEIVER_SECRETS, receiver_id), parse, keeps_errors=True
+        lambda pipeline: pipeline.hget(keys.RECEIVER_SECRETS, receiver_id),
+        parse,
+        keeps_errors=True,
+        opens=lambda replies, cipher: [_opened(cipher, receiver_id, replies[0])],
     )
 
 
 def new_secret_value(secret: str) -> str:
     """Return a single secret as the value that is stored."""
     return format_secrets([DatedSecret(secret)])
+
+
+def _content(receiver_id: str, secrets: str) -> Content:
+    return Content(secrets, Place(receiver_id, "secrets"))
+
+
+def _opened(cipher: Cipher, receiver_id: str, value: Any) -> Any:
+    """Return the value of secrets, opened; the error of a read is returned as it is."""
+    is_value = isinstance(value, bytes)
+    return cipher.open(value, Place(receiver_id, "secrets")) if is_value else value
 
 
 def _hint(secret: str) -> str:

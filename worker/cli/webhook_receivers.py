@@ -156,7 +156,7 @@ def rotate(
         receiver, secrets = _find(store, tenant, receiver_id)
         overlap_s = receivers.OVERLAP_S if keep_old else 0
         changed, secret, value = receivers.rotated(receiver, secrets, overlap_s=overlap_s)
-        store.read(receivers.put_receiver(tenant, changed, value))
+        store.run(receivers.put_secrets(tenant, changed, value))
     _print_secret(changed, secret, as_json=as_json)
 
 

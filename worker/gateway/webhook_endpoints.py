@@ -100,7 +100,7 @@ async def rotate_secret(request: Request) -> Response:
     _refuse_unknown(fields, ())
     overlap_s = receivers.OVERLAP_S if keeps_old else 0
     changed, secret, value = receivers.rotated(receiver, secrets, overlap_s=overlap_s)
-    await backend.read(receivers.put_receiver(key.tenant, changed, value))
+    await backend.run(receivers.put_secrets(key.tenant, changed, value))
     return JSONResponse({**changed.model_dump(mode="json"), "signing_secret": secret})
 
 

@@ -8,17 +8,21 @@ from typing import Any
 
 import pytest
 
-from batchmill.producer.errors import ReceiverRefused
+from batchmill.producer.encryption.key_ring import KeyRing, new_key
+from batchmill.producer.errors import ContentChanged, KeyMissing, ReceiverRefused
 from batchmill.producer.protocol import keys
 from batchmill.producer.protocol.calls.new_job import QueueLimits
+from batchmill.producer.protocol.content import is_sealed
 from batchmill.producer.protocol.outbox import DeliveryOutcome, OutboxEntry
 from batchmill.producer.protocol.replies import JobState, SubmitStatus
 from batchmill.producer.store import receivers
 from batchmill.producer.store.deliveries import Deliveries, EventStatus
+from batchmill.producer.store.job_store import JobStore
 from batchmill.producer.store.receivers import Receiver
 from batchmill.producer.store.replay import Replay, ReplayQuery
 from batchmill.producer.webhook.target import TargetPolicy
 
+from ..conftest import Bench
 from .batch_steps import end as end_line
 from .batch_steps import ids_of, lines
 
@@ -173,13 +177,30 @@ def test_an_old_secret_signs_for_a_day_or_ends_at_once(bench: Any) -> None:
     _, value = bench.store.read(receivers.find_receiver("default", mine.id))
     for overlap_s, num_valid in ((receivers.OVERLAP_S, 2), (0, 1)):
         mine, secret, value = receivers.rotated(mine, value, overlap_s=overlap_s)
-        bench.store.read(receivers.put_receiver("default", mine, value))
+        bench.store.run(receivers.put_secrets("default", mine, value))
         valid = bench.store.read(receivers.receiver_secrets(mine.id))
         assert (valid[0], len(valid)) == (secret, num_valid)
         assert mine.signing_secret_hint.endswith(secret[-4:])
     bench.store.read(receivers.delete_receiver("default", mine.id))
     assert bench.store.read(receivers.receiver_secrets(mine.id)) == ()
     assert bench.store.read(receivers.load_receivers("default")) == []
+
+
+def test_secrets_are_sealed_and_bound_to_their_receiver(bench: Any) -> None:
+    sealed = Bench(JobStore(bench.redis, key_ring=KeyRing([new_key("a")])))
+    mine, other = register(sealed, "batch.failed"), register(sealed, "batch.failed")
+    stored = bench.redis.hgetall(keys.RECEIVER_SECRETS)
+    assert all(is_sealed(value) for value in stored.values())
+    found = sealed.store.read(receivers.find_receiver("default", mine.id))
+    assert found is not None
+    changed, secret, value = receivers.rotated(*found, overlap_s=0)
+    sealed.store.run(receivers.put_secrets("default", changed, value))
+    assert sealed.store.read(receivers.receiver_secrets(mine.id)) == (secret,)
+    with pytest.raises(KeyMissing):
+        bench.store.read(receivers.receiver_secrets(mine.id))
+    bench.redis.hset(keys.RECEIVER_SECRETS, mine.id, stored[other.id.encode()])
+    with pytest.raises(ContentChanged):
+        sealed.store.read(receivers.receiver_secrets(mine.id))
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,5 @@
 -- Register a receiver of webhooks with its secrets, unless its tenant has as many as it may have.
--- KEYS: none. ARGV: tenant, id, the receiver (JSON), the value of its secrets.
+-- KEYS: none. ARGV: tenant, id, the receiver (JSON), the value of its secrets, which may be sealed.
 -- Reply: 1, or 0 if the tenant has as many receivers as it may have.
 -- @include foreign_keys, keys, receivers
 local receivers = receivers_key(ARGV[1])
