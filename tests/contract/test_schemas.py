@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import jsonschema
@@ -17,6 +18,7 @@ from batchmill.producer import (
 )
 from batchmill.producer.encryption.key_ring import KeyRing, new_key
 from batchmill.producer.job.validation import parse_job
+from batchmill.producer.payloads.object_store import ObjectStore
 from batchmill.producer.protocol import keys
 from batchmill.producer.protocol.calls.jobs import retry
 from batchmill.producer.protocol.calls.new_job import BatchPlace, QueueLimits
@@ -65,7 +67,7 @@ def test_results_and_events_fit_their_schemas() -> None:
 
 
 def test_real_records_fit_their_schema_and_hold_no_field_that_it_does_not_know(
-    redis_url: str,
+    redis_url: str, tmp_path: Path
 ) -> None:
     store = JobStore.from_url(redis_url)
     settings = ProducerSettings()
@@ -145,7 +147,8 @@ def test_real_records_fit_their_schema_and_hold_no_field_that_it_does_not_know(
     assert isinstance(claim, Claim)
     store.complete("job-1", fence=claim.fence, state=JobState.EXPIRED)
     check()
-    sealing = JobStore.from_url(redis_url, key_ring=KeyRing((new_key("a"),)))
+    objects = ObjectStore(str(tmp_path), threshold_bytes=1, timeout_s=5.0)
+    sealing = JobStore.from_url(redis_url, key_ring=KeyRing((new_key("a"),)), objects=objects)
     sealing.submit(prepare(parse_job({"prompt": "x"}), settings, job_id="sealed"))
     store.claim("sealed", owner="w", lease_ms=60_000, identity="i")
     names: Any = store.client.hkeys(keys.job("sealed"))
