@@ -51,6 +51,18 @@ def check_lengths(controls: Controls) -> None:
         raise ContractError(f"min_tokens is {controls.min_tokens}: use at most max_tokens ({most})")
 
 
+def check_guidance(scale: float, *, has_negative_prompt: bool) -> None:
+    """Check that a negative prompt has a use.
+
+    Raises:
+        ContractError: it has none.
+    """
+    if has_negative_prompt and scale == 1:
+        raise ContractError(
+            "negative_prompt has no effect with a guidance_scale of 1: set it above 1"
+        )
+
+
 def check_structure_ends_output(controls: Controls) -> None:
     """Check that nothing but its structure decides where a structured output ends.
 

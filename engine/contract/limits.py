@@ -33,6 +33,9 @@ MAX_TEMPERATURE: Final = 100
 MAX_PENALTY: Final = 2
 MIN_REPETITION_PENALTY: Final = 0.01
 MAX_REPETITION_PENALTY: Final = 100
+#: Of guidance. Below 1, outputs would approach the negative prompt.
+MIN_GUIDANCE_SCALE: Final = 1
+MAX_GUIDANCE_SCALE: Final = 100
 #: In either direction; as in OpenAI and vLLM.
 MAX_LOGIT_BIAS: Final = 100
 #: Likeliest tokens reported per position; as in OpenAI and vLLM.

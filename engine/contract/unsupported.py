@@ -53,7 +53,6 @@ UNSUPPORTED_CONTROLS: Final[Mapping[str, Unsupported]] = {
     "exponential_decay_length_penalty": _ABSENT,
     "forced_bos_token_id": _ABSENT,
     "forced_eos_token_id": _ABSENT,
-    "guidance_scale": _ONE,
     "guided_choice": _GUIDED,
     "guided_grammar": _GUIDED,
     "guided_json": _GUIDED,

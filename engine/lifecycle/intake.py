@@ -30,6 +30,7 @@ from batchmill.engine.text.structure import StructureCompiler
 from batchmill.engine.watermark.key import read_keys
 from batchmill.engine.watermark.noise import WatermarkNoise
 
+from .guiding import add_guide
 from .output_tracker import OutputText, OutputTracker
 from .parallel_sampling import sample_id, sample_seed
 from .tool_use import ToolUse, check_agreement, plan_tool_use
@@ -90,6 +91,7 @@ class RequestIntake:
         _check_budget(prompt, params)
         tools = self._tool_use(prompt, params) if isinstance(prompt, Chat) else None
         seed = derive_seed(self._config.seed, request_id) if params.seed is None else params.seed
+        negative = self._negative_token_ids(prompt, prompt_token_ids, params)
         trackers = []
         for index, resumed in enumerate(self._resumed_by_sample(resumed_token_ids, params.n)):
             controls = self._controls(prompt_token_ids, params, tools)
@@ -109,11 +111,47 @@ class RequestIntake:
                 watermark=self._watermark(params),
             )
             request.priority = priority
+            if negative:
+                add_guide(
+                    request,
+                    negative,
+                    max_model_len=self._config.max_model_len,
+                    max_num_seqs=self._config.max_num_seqs,
+                )
+                request.drafter = None
             text = self._output_text(request, prompt, tools)
             trackers.append(OutputTracker(request, text, self._eos_token_ids))
             _replay_resumed(trackers[-1])
             self._scheduler.check_fits(request)
         return trackers
+
+    def _negative_token_ids(
+        self, prompt: Prompt, prompt_token_ids: Sequence[int], params: SamplingParams
+    ) -> Sequence[int]:
+        """Return the negative prompt of a guided request; empty if it is not guided.
+
+        In a chat, a text stands for a message of the user. As in transformers, what is missing is
+        the last token of the prompt.
+        """
+        if params.guidance_scale == 1 or params.max_tokens == 0:
+            return ()
+        negative = params.negative_prompt
+        if negative is None:
+            return prompt_token_ids[-1:]
+        if isinstance(prompt, Chat) and isinstance(negative, str):
+            negative_chat = replace(
+                prompt,
+                messages=[{"role": "user", "content": negative}],
+                tools=(),
+                tool_choice=None,
+                documents=(),
+                continue_final_message=False,
+            )
+            return self._prompt_token_ids(
+                negative_chat, replace(params, truncate_prompt_tokens=None)
+            )
+        given = negative if isinstance(negative, str) else list(negative)
+        return self._prompt_token_ids(given, replace(params, truncate_prompt_tokens=None))
 
     def _prompt_token_ids(self, prompt: Prompt, params: SamplingParams) -> Sequence[int]:
         token_ids: Sequence[int]

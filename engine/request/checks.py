@@ -119,3 +119,20 @@ def check_bad_words(given: object) -> tuple[str | tuple[int, ...], ...]:
                 f"bad_words[{index}] must be a non-empty text or list of token ids",
             )
     return tuple(words)
+
+
+def check_negative_prompt(given: object) -> str | tuple[int, ...] | None:
+    """Return a negative prompt, token ids as a tuple. Errors do not show it.
+
+    Raises:
+        RequestError: `invalid_request`.
+    """
+    if given is None or (isinstance(given, str) and given):
+        return given
+    if isinstance(given, list | tuple) and given:
+        for token_id in given:
+            check_integer("negative_prompt", token_id, 0, "use ids of the vocabulary")
+        return tuple(given)
+    raise RequestError(
+        "invalid_request", "negative_prompt must be a non-empty text or list of token ids"
+    )

@@ -6,6 +6,7 @@ import enum
 import hashlib
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from .outputs import RequestMetrics
@@ -30,6 +31,24 @@ class RequestStatus(enum.Enum):
     #: Waiting again, after its blocks were given to other requests.
     PREEMPTED = "preempted"
     FINISHED = "finished"
+
+
+@dataclass(frozen=True, slots=True)
+class Guidance:
+    """Links the two requests of one guided output; both have one.
+
+    The guide has the negative prompt, and the tokens of the guided request as its output. Both are
+    sampled in the same steps, where their logits are combined; only the guided one is reported.
+
+    Source: Sanchez et al. 2023, "Stay on topic with Classifier-Free Guidance", section 2.2.
+    """
+
+    #: 1 is the guided request's own distribution; above it, further away from the guide's.
+    scale: float
+    #: The other request of the two.
+    partner: Request
+    #: Whether this is the link of the guide.
+    is_guide: bool
 
 
 class Request:
@@ -65,6 +84,7 @@ class Request:
         scores: Scores of its tokens; None if it asks for none.
         pooling: Gathers the states of a pooled request, which generates nothing: its only token
             stands for its vector. None if it generates.
+        guidance: Its link to the request that guides it, or that it guides; None if there is none.
         drafter: Proposes draft tokens; None if it decodes without them.
         watermark: Marks its output; None if it is sampled with its seed alone.
         status: Stage of its life.
@@ -78,6 +98,7 @@ class Request:
         "cache_salt",
         "controls",
         "drafter",
+        "guidance",
         "is_kv_finite",
         "max_num_tokens",
         "metrics",
@@ -135,6 +156,7 @@ class Request:
         self.pooling = pooling
         self.watermark = watermark
         self.adapter = adapter
+        self.guidance: Guidance | None = None
         self.num_computed_tokens = 0
         self.num_pending_tokens = 0
         self.num_steps_in_flight = 0
@@ -147,6 +169,11 @@ class Request:
         self.metrics = RequestMetrics(
             arrived_at_s=time.monotonic(), num_resumed_tokens=len(self.output_token_ids)
         )
+
+    def guide_by(self, guide: Request, scale: float) -> None:
+        """Let another request guide this one."""
+        self.guidance = Guidance(scale, guide, is_guide=False)
+        guide.guidance = Guidance(scale, self, is_guide=True)
 
     @property
     def num_tokens(self) -> int:

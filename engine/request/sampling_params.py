@@ -6,10 +6,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from batchmill.engine.contract.agreement import check_lengths, check_structure_ends_output
+from batchmill.engine.contract.agreement import (
+    check_guidance,
+    check_lengths,
+    check_structure_ends_output,
+)
 from batchmill.engine.contract.errors import ContractError
 from batchmill.engine.contract.grammar import grammar_of
 from batchmill.engine.contract.limits import (
+    MAX_GUIDANCE_SCALE,
     MAX_LOGPROB_TOKEN_IDS,
     MAX_LOGPROBS,
     MAX_N,
@@ -17,6 +22,7 @@ from batchmill.engine.contract.limits import (
     MAX_REPETITION_PENALTY,
     MAX_SEED,
     MAX_TEMPERATURE,
+    MIN_GUIDANCE_SCALE,
     MIN_REPETITION_PENALTY,
     MIN_SEED,
     MIN_TEMPERATURE,
@@ -31,6 +37,7 @@ from .checks import (
     check_integer,
     check_list,
     check_logit_bias,
+    check_negative_prompt,
     check_number,
     invalid_value_error,
 )
@@ -49,8 +56,9 @@ _FLAGS = (
 class SamplingParams:
     """Controls of one request. A name that is not listed here is a TypeError, never ignored.
 
-    They apply to a step's logits in this order: penalties, `logit_bias`, controls that forbid
-    tokens (the structure, `allowed_token_ids`, `bad_words`, `no_repeat_ngram_size`, `min_tokens`),
+    They apply to a step's logits in this order: `guidance_scale`, penalties, `logit_bias`, controls
+    that forbid tokens (the structure, `allowed_token_ids`, `bad_words`, `no_repeat_ngram_size`,
+    `min_tokens`),
     the end of a thought that `thinking_token_budget` forces, whatever these forbid,
     `temperature`, `min_p`, `typical_p`, `top_k`, `top_p`. At temperature 0 the likeliest token that
     is not forbidden is taken, and the last four have no effect. Their effect is a function of the
@@ -89,6 +97,12 @@ class SamplingParams:
     bad_words: Sequence[str | Sequence[int]] | None = ()
     #: The only tokens that may be generated; None allows all.
     allowed_token_ids: Sequence[int] | None = None
+    #: Classifier-free guidance: how far the distribution moves away from the one after the negative
+    #: prompt. 1 is off; it takes a second request's memory and time.
+    guidance_scale: float = 1.0
+    #: What the output should be unlike: text, or token ids. In a chat, a text is a message of the
+    #: user. None is the prompt's last token. Only with a `guidance_scale` above 1.
+    negative_prompt: str | Sequence[int] | None = field(default=None, repr=False)
     #: Fixes the samples; None derives a seed from the engine's seed and the request id.
     seed: int | None = None
     #: Name of the operator's key that marks the output as generated: the noise of sampling comes
@@ -152,6 +166,7 @@ class SamplingParams:
             ),
             ("logit_bias", check_logit_bias(self.logit_bias)),
             ("bad_words", check_bad_words(self.bad_words)),
+            ("negative_prompt", check_negative_prompt(self.negative_prompt)),
         ):
             object.__setattr__(self, name, value)
         for name in _FLAGS:
@@ -228,6 +243,13 @@ class SamplingParams:
         check_number("min_p", self.min_p, 0, 1)
         check_integer("top_k", self.top_k, -1, "use 0 to keep all tokens")
         check_integer("n", self.n, 1, most=MAX_N)
+        check_number("guidance_scale", self.guidance_scale, MIN_GUIDANCE_SCALE, MAX_GUIDANCE_SCALE)
+        try:
+            check_guidance(
+                self.guidance_scale, has_negative_prompt=self.negative_prompt is not None
+            )
+        except ContractError as refusal:
+            raise RequestError.of(refusal) from None
         if self.seed is not None:
             check_integer("seed", self.seed, MIN_SEED, most=MAX_SEED)
         if self.watermark is not None:

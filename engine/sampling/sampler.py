@@ -16,6 +16,7 @@ from batchmill.engine.step.request_rows import RequestRows
 from batchmill.engine.step.upload import Uploader
 from batchmill.kernels.ops.sample import sample
 
+from .guided_rows import GuidedRows
 from .logits_processor import LogitsProcessor
 from .sampled_tokens import SampledTokens
 from .scorer import Scorer
@@ -79,15 +80,22 @@ class Sampler:
         is_finite = _have_finite_maximum(logits)
         scored = self._scored_rows(is_finite)
         scorer = _scorer(logits, scored)
+        guided = GuidedRows.of(self._requests, logits.device)
+        if guided is not None:
+            guided.guide(logits, is_finite)
         without_token = self._logits_processor.apply(logits)
         controls, positions = self._upload_controls(rows, batch)
         token_ids: Tensor = sample(logits, *controls.numbers, positions)
+        if guided is not None:
+            guided.share_tokens(token_ids)
         is_marked = any(each.watermark is not None for each in self._requests)
         controlled = [pair for pair in enumerate(self._requests) if pair[1].controls is not None]
         sampled = SampledTokens(
             token_ids,
             is_finite,
-            holds_next_step=bool(controlled or scored or scores_known or is_marked),
+            holds_next_step=bool(
+                controlled or scored or scores_known or is_marked or guided is not None
+            ),
             controlled=controlled,
             without_token=without_token,
             scored=scored,

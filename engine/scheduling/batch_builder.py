@@ -22,13 +22,20 @@ class BatchBuilder:
         self.chunks: list[ScheduledRequest] = []
         self.pooled_chunks: list[ScheduledRequest] = []
 
-    def add_chunk(self, request: Request, num_uncomputed_tokens: int) -> ScheduledRequest | None:
+    def add_chunk(
+        self, request: Request, num_uncomputed_tokens: int, *, num_held: int = 0
+    ) -> ScheduledRequest | None:
         """Add as many of the request's uncomputed tokens as the budget allows.
+
+        Args:
+            request: The request.
+            num_uncomputed_tokens: Its uncomputed tokens.
+            num_held: The last of them, which a later step computes.
 
         Returns:
             The chunk, or None if the budget allows no token.
         """
-        num_new_tokens = min(num_uncomputed_tokens, self.num_free_tokens)
+        num_new_tokens = min(num_uncomputed_tokens - num_held, self.num_free_tokens)
         if request.pooling is not None and request.pooling.is_whole:
             # One that exceeds the whole budget has a step of its own.
             is_alone = not self.chunks and not self.pooled_chunks

@@ -36,15 +36,24 @@ class BatchLimits:
             self.max_num_seqs = min(2 * self.max_num_seqs, most_seqs)
             self.max_num_batched_tokens = min(2 * self.max_num_batched_tokens, most_tokens)
 
-    def note_out_of_memory(self, batch: ScheduledBatch) -> bool:
+    def make_room_for_pair(self) -> None:
+        """Raise the limits so far that a guided request and its guide fit into a step."""
+        self.max_num_seqs = max(2, self.max_num_seqs)
+        self.max_num_batched_tokens = max(2, self.max_num_batched_tokens)
+
+    def note_out_of_memory(self, batch: ScheduledBatch, *, least_num_seqs: int = 1) -> bool:
         """Halve the limits, relative to a step that ran out of memory.
+
+        Args:
+            batch: The step.
+            least_num_seqs: Requests that a step must have room for.
 
         Returns:
             True if the step held a single request that has now failed too often.
         """
         self._num_good_steps = 0
-        num_seqs = batch.num_seqs
-        self.max_num_seqs = max(1, num_seqs // 2)
+        num_seqs = batch.num_seqs - batch.num_guides
+        self.max_num_seqs = max(least_num_seqs, batch.num_seqs // 2)
         self.max_num_batched_tokens = max(self.max_num_seqs, batch.num_tokens // 2)
         if num_seqs > 1 or batch.has_drafts:
             # A single request may still fit without drafts: half the budget leaves no room for any.

@@ -134,6 +134,12 @@ class ScheduledBatch:
         return [*self.decodes, *[item.request for item in self.chunks if item.needs_sample]]
 
     @property
+    def num_guides(self) -> int:
+        """Requests that guide another one."""
+        links = (request.guidance for request in self.requests)
+        return sum(link is not None and link.is_guide for link in links)
+
+    @property
     def pooled(self) -> tuple[ScheduledRequest, ...]:
         """The shares of pooled requests."""
         return tuple(item for item in self.chunks if item.request.pooling is not None)

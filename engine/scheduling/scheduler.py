@@ -13,6 +13,7 @@ from .adapter_gate import AdapterGate, AdapterResidence
 from .batch_builder import BatchBuilder
 from .batch_limits import BatchLimits
 from .block_pool import BlockPool
+from .guided_pairs import add_guided_chunks, guided_of, running_partner, without_partner
 from .prefix_cache import PrefixCache
 from .running_requests import RunningRequests
 from .scheduled_batch import ScheduledBatch, ScheduledRequest, VerifiedDrafts
@@ -57,6 +58,9 @@ class Scheduler:
     `schedule` returns an empty batch instead. It does the same while a step with draft tokens is in
     flight, because the accepted drafts decide what comes next.
 
+    Guidance: a guided request and its guide are two requests. They are preempted and finished
+    together, and sample in the same steps (`guided_pairs.py`).
+
     Invariant (`check_invariants`): `running` and `waiting` are each in order of rank, and a block's
     reference count is the number of block tables that contain it.
 
@@ -89,6 +93,7 @@ class Scheduler:
         self._speculation = speculation
         self._adapters = AdapterGate(adapters)
         self._num_added = 0
+        self._num_guides = 0
         self._last_admitted: Request | None = None
         # Admitted by the last `schedule` on blocks of its own step, until that step is launched.
         self._in_batch_sharers: list[Request] = []
@@ -110,23 +115,38 @@ class Scheduler:
             RequestError: `context_length_exceeded`.
         """
         # The last token ends the request, so its KV is never computed.
-        needed = self.block_pool.blocks_for(request.max_num_tokens - 1)
+        num_tokens, needed = request.max_num_tokens, 0
+        if request.guidance is not None:
+            num_guide_tokens = request.guidance.partner.max_num_tokens
+            num_tokens += num_guide_tokens
+            # And one to grow into, as each admission leaves for the running ones.
+            needed = self.block_pool.blocks_for(num_guide_tokens - 1) + 1
+        needed += self.block_pool.blocks_for(request.max_num_tokens - 1)
         if needed > self.block_pool.num_blocks:
             raise RequestError(
                 "context_length_exceeded",
-                f"prompt and max_tokens together are {request.max_num_tokens} tokens, the KV cache "
+                f"prompt and max_tokens together are {num_tokens} tokens, the KV cache "
                 f"holds {self.block_pool.num_blocks * self.block_pool.block_size}: shorten the "
                 "prompt, lower max_tokens or raise kv_cache_bytes",
             )
 
     def add(self, request: Request) -> None:
-        """Put a new request into the waiting queue; raises what `check_fits` raises."""
+        """Put a new request, and its guide, into the waiting queue.
+
+        Raises:
+            RequestError: as `check_fits`.
+        """
         self.check_fits(request)
-        self._num_added += 1
+        guides = [] if request.guidance is None else [request.guidance.partner]
+        if guides:
+            self._num_guides += 1
+            self.limits.make_room_for_pair()
         arrived_at_s = request.metrics.arrived_at_s
-        request.rank = (arrived_at_s + request.priority * self._ageing_s, self._num_added)
-        self._adapters.add(request)
-        self.waiting.add(request)
+        for each in (request, *guides):
+            self._num_added += 1
+            each.rank = (arrived_at_s + request.priority * self._ageing_s, self._num_added)
+            self._adapters.add(each)
+            self.waiting.add(each)
 
     def schedule(self) -> ScheduledBatch:
         """Choose the work of the next step.
@@ -162,6 +182,10 @@ class Scheduler:
             decodes = self._speculation.add_drafts(decodes, builder, self._running)
         chunks = (*builder.chunks, *builder.pooled_chunks)
         is_stuck = not (decodes or chunks or is_in_flight) and self.has_requests
+        if is_stuck and self._num_guides and len(self.running) > 1:
+            # All wait for partners that do not fit: make room for that of the first.
+            self._preempt(self.running[-1])
+            return self.schedule()
         assert not is_stuck or self.without_adapter(), "requests wait, and none can be computed"
         return ScheduledBatch(
             decodes=tuple(decodes),
@@ -226,23 +250,31 @@ class Scheduler:
             caller has to finish it.
         """
         self._take_back_in_batch_sharers()
-        if self.limits.note_out_of_memory(batch):
-            return [], batch.requests[0]
+        least_num_seqs = 2 if self._num_guides else 1
+        if self.limits.note_out_of_memory(batch, least_num_seqs=least_num_seqs):
+            return [], guided_of(batch.requests[0])
         in_batch = sorted(batch.requests, key=rank_of)
         kept = set(in_batch[: self.limits.max_num_seqs])
-        preempted = [request for request in reversed(self.running) if request not in kept]
-        for request in preempted:
-            self._preempt(request)
+        outside = [request for request in reversed(self.running) if request not in kept]
+        preempted = [each for request in outside for each in self._preempt(request)]
         return preempted, None
 
     def finish(self, request: Request, *, is_kv_finite: bool = True) -> None:
-        """Take out a waiting or running request; free its blocks once no step writes to them.
+        """Take out a waiting or running request, and its guide.
+
+        Their blocks are freed once no step writes to them.
 
         Args:
             request: The request.
             is_kv_finite: False if the logits of a running request were not finite. Its blocks then
                 leave the prefix cache, and become `blocks_to_zero` once they are free.
         """
+        self._finish(request, is_kv_finite=is_kv_finite)
+        if request.guidance is not None:
+            self._num_guides -= 1
+            self._finish(request.guidance.partner, is_kv_finite=is_kv_finite)
+
+    def _finish(self, request: Request, *, is_kv_finite: bool) -> None:
         self._adapters.remove(request)
         if request.status is not RequestStatus.RUNNING:
             self.waiting.remove(request)
@@ -256,7 +288,8 @@ class Scheduler:
 
     def without_adapter(self) -> list[Request]:
         """Return waiting requests whose adapter could not be loaded: the caller has to end them."""
-        return self._adapters.failed(self.waiting)
+        failed = self._adapters.failed(self.waiting)
+        return list(dict.fromkeys(map(guided_of, failed)))
 
     def check_invariants(self) -> None:
         """Assert the invariants of the scheduler and its block pool. For tests.
@@ -278,6 +311,9 @@ class Scheduler:
     def _split_decodes(self, schedulable: list[Request]) -> tuple[list[Request], list[Request]]:
         """Separate the requests that compute only their last token from the others."""
         prefilling = self._running.prefilling
+        if self._num_guides:
+            decodes = [request for request in schedulable if request not in prefilling]
+            prefilling.update(without_partner(decodes))
         if not prefilling:
             return schedulable, []
         decodes = [request for request in schedulable if request not in prefilling]
@@ -289,8 +325,7 @@ class Scheduler:
         for request in need_block:
             while request.block_ids and self.block_pool.num_free_blocks == 0:
                 # The last one may be this request itself.
-                preempted.append(self.running[-1])
-                self._preempt(self.running[-1])
+                preempted += self._preempt(self.running[-1])
             if request.block_ids:
                 self._running.allocate_block(request)
         return preempted
@@ -329,8 +364,7 @@ class Scheduler:
         for request in preemptible:
             if urgent is None or self._fits(urgent):
                 break
-            self._preempt(request)
-            preempted.append(request)
+            preempted += self._preempt(request)
         return preempted
 
     def _fits(
@@ -346,10 +380,17 @@ class Scheduler:
         num_kept = pool.num_free_among(cached) + len(gained.intersection(cached))
         return needed + num_running <= pool.num_free_blocks + len(gained) - num_kept
 
-    def _preempt(self, request: Request) -> None:
-        self._running.release(request, RequestStatus.PREEMPTED)
-        request.metrics.num_preemptions += 1
-        self.waiting.add(request)
+    def _preempt(self, request: Request) -> list[Request]:
+        """Preempt a request that may run, and the other of a pair; return those that ran."""
+        if request.status is not RequestStatus.RUNNING:
+            return []
+        partner = running_partner(request)
+        preempted = [request] if partner is None else [request, partner]
+        for each in preempted:
+            self._running.release(each, RequestStatus.PREEMPTED)
+            each.metrics.num_preemptions += 1
+            self.waiting.add(each)
+        return preempted
 
     def _take_back_in_batch_sharers(self) -> None:
         """Return requests to the queue whose first blocks an unlaunched step was to compute."""
@@ -375,9 +416,13 @@ class Scheduler:
                 first = self.waiting.first()
                 candidate = None if candidate is first else first
                 continue
-            item = builder.add_chunk(request, request.num_uncomputed_tokens)
-            if item is not None:
-                self._prefix_cache.add_in_batch_blocks(item)
+            if request.guidance is not None:
+                added = list(add_guided_chunks(builder, request, self._running.prefilling))
+            else:
+                item = builder.add_chunk(request, request.num_uncomputed_tokens)
+                added = [] if item is None else [item]
+            for each in added:
+                self._prefix_cache.add_in_batch_blocks(each)
 
     def _next_candidate(self) -> Request | None:
         """Return the waiting request to admit next, or None if no more may run."""

@@ -126,4 +126,5 @@ def _is_plain(request: Request) -> bool:
     params = request.params
     is_filtered = params.temperature > 0 and (params.min_p > 0 or params.typical_p < 1)
     has_own_rows = request.controls is not None or request.scores is not None
-    return not has_own_rows and request.watermark is None and not is_filtered
+    is_alone = request.guidance is None
+    return not has_own_rows and request.watermark is None and not is_filtered and is_alone

@@ -18,17 +18,21 @@ from pydantic import (
 )
 
 from batchmill.engine.contract import limits
-from batchmill.engine.contract.agreement import check_lengths, check_structure_ends_output
+from batchmill.engine.contract.agreement import (
+    check_guidance,
+    check_lengths,
+    check_structure_ends_output,
+)
 from batchmill.engine.contract.aliases import names_of, read_other_forms
 from batchmill.engine.contract.errors import ContractError
 from batchmill.engine.contract.grammar import grammar_of
 from batchmill.engine.contract.watermark import WATERMARK_NAME_PATTERN, check_watermark
 
 from .field_checks import STRICT, check_depth, check_utf8, optional, validation_error
+from .prompt import PromptInput, TokenId, check_prompt
 
 #: A token id as a key of a JSON object.
 _TOKEN_ID = r"^(0|[1-9][0-9]{0,9})$"
-TokenId = Annotated[int, Field(ge=0, lt=2**32)]
 
 
 def _one_or_many(value: Any) -> Any:
@@ -203,6 +207,22 @@ class SamplingControls(BaseModel):
     from it. Refused at temperature 0, which has no noise. If it is missing, the operator's
     default."""
 
+    guidance_scale: float = optional(
+        1.0, ge=limits.MIN_GUIDANCE_SCALE, le=limits.MAX_GUIDANCE_SCALE
+    )
+    """Classifier-free guidance: how far the distribution moves away from the one after the
+    negative prompt. 1 is off; it takes a second request's memory and time."""
+
+    negative_prompt: (
+        Annotated[
+            str | list[int],
+            BeforeValidator(check_prompt, json_schema_input_type=PromptInput),
+        ]
+        | None
+    ) = optional(None, repr=False)
+    """What the output should be unlike: text, or token ids. In a chat, a text is a message of the
+    user. If it is missing, the prompt's last token, as in transformers."""
+
     n: int = optional(1, ge=1, le=limits.MAX_N, validation_alias=AliasChoices(*names_of("n")))
     """Number of samples, each with a seed of its own; see `JobResult.completions`."""
 
@@ -323,6 +343,7 @@ class SamplingControls(BaseModel):
     @model_validator(mode="after")
     def _check_agreement(self) -> Self:
         check_lengths(self)
+        check_guidance(self.guidance_scale, has_negative_prompt=self.negative_prompt is not None)
         if self.watermark is not None:
             check_watermark(self.watermark, self.temperature)
         if self.is_structured:

@@ -20,7 +20,6 @@ from batchmill.engine.contract.kinds import SECTIONS, Kind
 from batchmill.engine.contract.limits import (
     MAX_CACHE_SALT_CHARS,
     MAX_PROMPT_BYTES,
-    MAX_PROMPT_TOKENS,
 )
 from batchmill.engine.contract.reasoning import check_budget
 from batchmill.engine.contract.unsupported import UNSUPPORTED_FIELDS
@@ -30,11 +29,12 @@ from batchmill.producer.webhook.target import split_url
 
 from . import limits
 from .chat import ChatFields
-from .controls import SamplingControls, TokenId
+from .controls import SamplingControls
 from .decision import Decision
 from .field_checks import Text, check_num_parts, check_utf8, integral, optional
 from .kinds import KindSection
 from .pooled import Embedding, Scoring
+from .prompt import PromptInput, check_prompt
 from .retry import RetryPolicy
 from .selection import Selection
 
@@ -114,31 +114,6 @@ def _check_metadata_value(value: Any) -> Any:
     return value
 
 
-def _check_prompt(prompt: Any) -> Any:
-    """Check a prompt by hand: pydantic's error for a union would name both of its branches."""
-    if isinstance(prompt, str):
-        num_bytes = len(check_utf8(prompt).encode())
-        if num_bytes > MAX_PROMPT_BYTES:
-            raise ValueError(f"has {num_bytes} bytes, the limit is {MAX_PROMPT_BYTES}; shorten it")
-    elif isinstance(prompt, list):
-        if len(prompt) > MAX_PROMPT_TOKENS:
-            raise ValueError(
-                f"has {len(prompt)} token ids, the limit is {MAX_PROMPT_TOKENS}; shorten it"
-            )
-        if not all(type(item) is int and 0 <= item < 2**32 for item in prompt):
-            raise ValueError("must, as a list, hold token ids: integers from 0 to 2**32 - 1")
-    else:
-        raise ValueError("must be a string or a list of token ids")
-    if not prompt:
-        raise ValueError("is empty; give at least one token")
-    return prompt
-
-
-_Prompt = (
-    Annotated[str, Field(min_length=1, max_length=MAX_PROMPT_BYTES)]
-    | Annotated[list[TokenId], Field(min_length=1, max_length=MAX_PROMPT_TOKENS)]
-)
-
 #: A date and time with a time zone, as text; or seconds of unix time.
 Moment = Annotated[
     AwareDatetime,
@@ -192,7 +167,9 @@ class GenerationJob(ChatFields, SamplingControls):
     """Name under which workers serve the model. If it is missing, that of the client's settings."""
 
     prompt: (
-        Annotated[str | list[int], BeforeValidator(_check_prompt, json_schema_input_type=_Prompt)]
+        Annotated[
+            str | list[int], BeforeValidator(check_prompt, json_schema_input_type=PromptInput)
+        ]
         | None
     ) = Field(default=None, repr=False)
     """Text, or token ids of the model's vocabulary. It is used as it is, without a chat

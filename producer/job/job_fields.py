@@ -225,6 +225,14 @@ class JobFields(OtherNames, total=False):
     comes from it. Refused at temperature 0, which has no noise. If it is missing, the
     operator's default."""
 
+    guidance_scale: float | None
+    """Classifier-free guidance: how far the distribution moves away from the one after the
+    negative prompt. 1 is off; it takes a second request's memory and time."""
+
+    negative_prompt: str | list[int] | tuple[int, ...] | None
+    """What the output should be unlike: text, or token ids. In a chat, a text is a message of
+    the user. If it is missing, the prompt's last token, as in transformers."""
+
     n: int | None
     """Number of samples, each with a seed of its own; see `JobResult.completions`."""
 

@@ -42,9 +42,10 @@ For every control:
   one in its batch.
 - It is a function of the prompt and of the tokens so far. A job that is preempted, or resumed after
   a crash, continues as it would have without the interruption.
-- They apply in this order: penalties, `logit_bias`, controls that forbid tokens (structure,
-  `allowed_token_ids`, `bad_words`, `no_repeat_ngram_size`, `min_tokens`), the end of a thought that
-  `thinking_token_budget` forces, `temperature`, `min_p`, `typical_p`, `top_k`, `top_p`.
+- They apply in this order: `guidance_scale`, penalties, `logit_bias`, controls that forbid tokens
+  (structure, `allowed_token_ids`, `bad_words`, `no_repeat_ngram_size`, `min_tokens`), the end of a
+  thought that `thinking_token_budget` forces, `temperature`, `min_p`, `typical_p`, `top_k`,
+  `top_p`.
 - `temperature`, `top_p`, `top_k`, `min_p` and `repetition_penalty` that a job leaves out are those
   that the model's `generation_config.json` recommends, as in vLLM; the table has what applies if it
   names none, or with `BATCHMILL_GENERATION_CONFIG=none`. A number that a job gives always counts.

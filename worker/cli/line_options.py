@@ -69,6 +69,22 @@ class LineOptions:
             rich_help_panel=_LINES,
         ),
     ] = None
+    guidance_scale: Annotated[
+        float | None,
+        typer.Option(
+            help="How far outputs move away from the negative prompt, for lines that do not say "
+            "it; 1 is off.",
+            rich_help_panel=_LINES,
+        ),
+    ] = None
+    negative_prompt: Annotated[
+        str | None,
+        typer.Option(
+            metavar="TEXT",
+            help="What outputs should be unlike, for lines that do not say it.",
+            rich_help_panel=_LINES,
+        ),
+    ] = None
     select: Annotated[
         str | None,
         typer.Option(
@@ -145,6 +161,8 @@ class LineOptions:
             "reasoning_effort": self.reasoning_effort,
             "thinking_token_budget": self.thinking_token_budget,
             "lora": self.lora,
+            "guidance_scale": self.guidance_scale,
+            "negative_prompt": self.negative_prompt,
             "select": self.select and parse_json_option("--select", self.select),
             "priority": self.priority or priority,
             "tenant": self.tenant,

@@ -119,6 +119,19 @@ _Lora = Annotated[
         rich_help_panel=_GENERATION,
     ),
 ]
+_GuidanceScale = Annotated[
+    float | None,
+    typer.Option(
+        help="How far the output moves away from the negative prompt; 1 is off.",
+        rich_help_panel=_GENERATION,
+    ),
+]
+_NegativePrompt = Annotated[
+    str | None,
+    typer.Option(
+        metavar="TEXT", help="What the output should be unlike.", rich_help_panel=_GENERATION
+    ),
+]
 _Select = Annotated[
     str | None,
     typer.Option(
@@ -213,6 +226,8 @@ def submit(
     reasoning_effort: _ReasoningEffort = None,
     thinking_token_budget: _ThinkingTokenBudget = None,
     lora: _Lora = None,
+    guidance_scale: _GuidanceScale = None,
+    negative_prompt: _NegativePrompt = None,
     select: _Select = None,
     param: _Param = None,
     priority: _Priority = None,
@@ -245,6 +260,8 @@ def submit(
         "reasoning_effort": reasoning_effort,
         "thinking_token_budget": thinking_token_budget,
         "lora": lora,
+        "guidance_scale": guidance_scale,
+        "negative_prompt": negative_prompt,
         "select": None if select is None else parse_json_option("--select", select),
         "priority": priority,
         "tenant": tenant,

@@ -87,6 +87,9 @@ from batchmill.engine import RequestError, SamplingParams
         ("ignore_eos", 1),
         ("skip_special_tokens", None),
         ("thinking_token_budget", -1),
+        ("guidance_scale", 0.5),
+        ("guidance_scale", 101),
+        ("negative_prompt", ""),
     ],
 )
 def test_value_out_of_range_is_refused_by_name(field: str, value: Any) -> None:
