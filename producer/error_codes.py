@@ -310,6 +310,18 @@ ERROR_CODES: Final = (
         (SUBMIT, RECORD),
     ),
     ErrorCode(
+        "adapter_not_found",
+        "No LoRA adapter has this name, or it is not for the tenant.",
+        "use one that `batchmill lora list` shows, or add it",
+        (SUBMIT, RECORD, LETTER),
+    ),
+    ErrorCode(
+        "adapter_unavailable",
+        "The files of the LoRA adapter could not be read any more.",
+        "add the adapter again, and submit again",
+        (RECORD,),
+    ),
+    ErrorCode(
         "numerical_error",
         "The model computed numbers that are not finite for this job.",
         "report the prompt and the model; the same job fails again",
