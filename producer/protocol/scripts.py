@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import NamedTuple
@@ -23,11 +24,29 @@ _CONSTANT = re.compile(
 )
 
 
+# A function that only returns an expression without calls, such as the name of a key.
+_SHORT_FUNCTION = re.compile(
+    r"(?:--.*\n)*local function (\w+)\(([\w, ]+)\) return ([^(){}\n]+?) end *(?:--.*)?\n(?:\n|--.*\n)*"
+)
+
+
 class Definition(NamedTuple):
     """One function or constant of a library, with the comment above it."""
 
     name: str
     text: str
+
+
+class ShortFunction(NamedTuple):
+    """A function that is written where it is called: its parameters and its expression."""
+
+    parameters: tuple[str, ...]
+    expression: str
+
+    def with_arguments(self, arguments: Sequence[str]) -> str:
+        """Return the expression with arguments in place of the parameters."""
+        values = dict(zip(self.parameters, arguments, strict=True))
+        return f"({_with_values(self.expression, values)})"
 
 
 class LuaIncludeError(ValueError):
@@ -39,8 +58,9 @@ def script_source(name: str, folder: Path = LUA_FOLDER) -> str:
     """Return a script's full text: the library definitions that it needs, then its own file.
 
     Redis runs the whole text at each call, and creating functions that are never called takes a
-    third of a short script's time: so they are left out. Constants are written where they are used,
-    because Lua allows only 200 local variables.
+    third of a short script's time: so they are left out. Names of keys are written where they are
+    used, because those are most of the functions. So are constants, because Lua allows only 200
+    local variables.
 
     Raises:
         KeyError: there is no such script.
@@ -61,8 +81,17 @@ def script_source(name: str, folder: Path = LUA_FOLDER) -> str:
     constants = {
         match[1]: match[2] for found in used if (match := _CONSTANT.fullmatch(found.text + "\n"))
     }
-    library = "".join(found.text for found in used if found.name not in constants)
-    return _with_values(library, constants) + "\n" + _with_values(own, constants)
+    short = {
+        match[1]: ShortFunction(tuple(match[2].split(", ")), match[3])
+        for found in used
+        if (match := _SHORT_FUNCTION.fullmatch(found.text + "\n"))
+    }
+    library = "".join(
+        found.text for found in used if found.name not in constants and found.name not in short
+    )
+    return "\n".join(
+        _with_values(_with_expressions(text, short), constants) for text in (library, own)
+    )
 
 
 @cache
@@ -98,6 +127,49 @@ def _with_values(text: str, constants: dict[str, str]) -> str:
     return "".join(
         put_values(piece) + keep for piece, keep in zip(pieces, [*kept, ""], strict=True)
     )
+
+
+def _with_expressions(text: str, functions: Mapping[str, ShortFunction]) -> str:
+    """Return a Lua text with the expressions of short functions in place of their calls.
+
+    Raises:
+        LuaIncludeError: such a function is used without being called.
+    """
+    if not functions:
+        return text
+    names = re.compile(rf"(?<![\w.:'])({'|'.join(functions)})\b(?!\s*=(?!=))(\(?)")
+    parts, at = [], 0
+    while (found := names.search(text, at)) is not None:
+        line_start = text.rfind("\n", 0, found.start()) + 1
+        if "--" in text[line_start : found.start()]:
+            parts.append(text[at : found.end()])
+            at = found.end()
+            continue
+        if not found[2]:
+            raise LuaIncludeError(f"{found[1]} is written where it is called, and is no value")
+        arguments, end = _read_arguments(text, found.end())
+        called = [_with_expressions(argument, functions) for argument in arguments]
+        parts += (text[at : found.start()], functions[found[1]].with_arguments(called))
+        at = end
+    return "".join(parts) + text[at:]
+
+
+def _read_arguments(text: str, start: int) -> tuple[list[str], int]:
+    """Return the arguments of a call whose parenthesis is open, and where the call ends."""
+    arguments, depth, at, begin = [], 0, start, start
+    while True:
+        if text[at] == "'":
+            at = text.index("'", at + 1)
+        elif text[at] in "([{":
+            depth += 1
+        elif text[at] in ")]}" and depth:
+            depth -= 1
+        elif text[at] in ")," and not depth:
+            arguments.append(text[begin:at].strip())
+            begin = at + 1
+            if text[at] == ")":
+                return arguments, at + 1
+        at += 1
 
 
 def _as_operand(value: str) -> str:

@@ -103,6 +103,31 @@ def test_constants_are_written_where_they_are_used(tmp_path: Path) -> None:
     )
 
 
+def test_short_functions_are_written_where_they_are_called(tmp_path: Path) -> None:
+    """Each call of a script creates its functions again, and most of them name keys."""
+    folder = write_lua(
+        tmp_path,
+        command="-- @include a\nf(key(x.key, key('a(', b(1, 2))), { key = 'key', y }) -- key(x)\n",
+        a="local P = 'p:'\n-- A name.\nlocal function key(a, b) return P .. a .. ':a:' .. b end\n"
+        "local function f(x) return g(x) end\n",
+    )
+    assert script_source("command", folder) == (
+        "local function f(x) return g(x) end\n\n"
+        "-- @include a\nf(('p:' .. x.key .. ':a:' .. (('p:' .. 'a(' .. ':a:' .. (b(1, 2))))), "
+        "{ key = 'key', y }) -- key(x)\n"
+    )
+
+
+def test_a_short_function_is_no_value(tmp_path: Path) -> None:
+    folder = write_lua(
+        tmp_path,
+        command="-- @include a\nf(key)\n",
+        a="local function key(a) return 'p:' .. a end\n",
+    )
+    with pytest.raises(LuaIncludeError, match="key is written where it is called"):
+        script_source("command", folder)
+
+
 @pytest.mark.parametrize("name", SCRIPT_NAMES)
 def test_a_script_has_fewer_local_variables_than_lua_allows(name: str) -> None:
     names = re.findall(r"^local (?:function )?([\w, ]+)", script_source(name), re.MULTILINE)

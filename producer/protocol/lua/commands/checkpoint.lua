@@ -6,7 +6,7 @@
 -- @include events, guard, keys, output, record, server
 allow_writes_when_full()
 local lease_ms, now = tonumber(ARGV[1]), now_ms()
-local statuses = {}
+local statuses, leases = {}, {}
 
 -- At most one `output` event per job is pending, so a receiver that is down costs one event per job.
 local function add_output_event(id, num_tokens)
@@ -24,11 +24,12 @@ end
 local function save_output(id, fence, identity, position, text_position, thought_position, i)
   local job = load_lease(id)
   if not may_write_output(job, fence, identity) then return 'FENCED' end
-  if not append_tokens(id, position * 4, ARGV[i + 1]) then return 'GAP' end
+  local output_bytes = append_tokens(id, position * 4, ARGV[i + 1])
+  if not output_bytes then return 'GAP' end
   append_text(id, 'text', text_position, ARGV[i + 2])
   append_text(id, 'thoughts', thought_position, ARGV[i + 3])
-  redis.call('ZADD', LEASES, now + lease_ms, id)
-  local num_tokens = redis.call('STRLEN', tokens_key(id)) / 4
+  leases[#leases + 1], leases[#leases + 2] = now + lease_ms, id
+  local num_tokens = output_bytes / 4
   redis.call('PUBLISH', events_channel(id), '{"tokens":' .. num_tokens .. '}')
   if job.output_due_ms and job.output_due_ms <= now then add_output_event(id, num_tokens) end
   return job.cancel_requested and 'CANCEL_REQUESTED' or 'OK'
@@ -42,4 +43,5 @@ for i = 2, #ARGV, 4 do
       tonumber(thought_position), i)
   end)
 end
+extend_leases(leases)
 return statuses

@@ -7,7 +7,7 @@
 -- call with this nonce), prefix ('' = none), digest of its LoRA adapter ('' = none), seals of the output (names and
 -- values)} or {REFUSED, reason}.
 -- @include announce, celery_state, events, fair_share, finish, guard, index, keys, output, pauses, prefixes, record
--- @include sealed, server, sessions
+-- @include sealed, server, sessions, usage
 allow_writes_when_full()
 local MIN_REFUSAL_WAIT_MS = 1000 -- after the first refusal for the job's version, besides the sweep's grace
 local MAX_REFUSAL_WAIT_MS = 600 * 1000
@@ -16,24 +16,33 @@ local SUSPECT_LIMIT = 3 -- engine deaths beside other jobs, after which a job ru
 local id, owner, lease_ms, identity, nonce = ARGV[1], ARGV[2], tonumber(ARGV[3]), ARGV[4], ARGV[5]
 local session, pid = ARGV[6], tonumber(ARGV[7])
 
-local function claim_reply(attempts, alone, deadline_at_ms, now)
-  local f = redis.call('HMGET', job_key(id), 'doc', 'enqueued_at_ms', 'started_at_ms', 'suspect',
-    'celery_result', 'fence', 'claim_nonce', 'retries', 'traceparent', 'history', 'claimed_at_ms', 'prefix',
-    'lora')
+-- What a claim needs of the record besides the fields that `load_job` always reads.
+local CLAIM_FIELDS = { 'doc', 'attempts', 'suspect', 'started_at_ms', 'retries', 'history', 'claimed_at_ms',
+  'sealed_with', 'start_by_ms', 'home', 'prefix', 'passed_over', 'lora' }
+
+-- The stored tokens of a job.
+local function read_tokens()
   local tokens = redis.call('GET', tokens_key(id)) or ''
-  if not (f[1] and tonumber(f[2]) and tonumber(f[3])) or #tokens % 4 > 0 then
-    error('doc, enqueued_at_ms, started_at_ms or the tokens are missing or wrong', 0)
+  if #tokens % 4 > 0 then error('the tokens are wrong', 0) end
+  return tokens
+end
+
+-- `job` has the fields of the claim.
+local function claim_reply(job, tokens, now)
+  if not (job.doc and job.enqueued_at_ms and tonumber(job.started_at_ms)) then
+    error('doc, enqueued_at_ms or started_at_ms is missing or wrong', 0)
   end
   return {
-    'CLAIMED', fence_text(f[6], f[7]), f[1], tokens, attempts, alone and 1 or 0,
-    deadline_at_ms or '', tonumber(f[2]), tonumber(f[3]), now, tonumber(f[4] or 0),
-    f[5] == '1' and 1 or 0, tonumber(f[8] or 0) or 0, f[9] or '', f[10] or '', tonumber(f[11] or now) or now,
-    f[12] or '', f[13] or '', redis.call('HGETALL', seals_key(id)),
+    'CLAIMED', job.fence, job.doc, tokens, tonumber(job.attempts), job.alone and 1 or 0,
+    job.deadline_at_ms or '', job.enqueued_at_ms, tonumber(job.started_at_ms), now, tonumber(job.suspect or 0),
+    job.celery_result and 1 or 0, tonumber(job.retries or 0) or 0, job.traceparent or '', job.history or '',
+    tonumber(job.claimed_at_ms or now) or now, job.prefix or '', job.lora or '',
+    job.sealed_with and redis.call('HGETALL', seals_key(id)) or {},
   }
 end
 
 local function claim_job()
-  local job = load_job(id)
+  local job = load_job(id, unpack(CLAIM_FIELDS))
   if not job then return { 'REFUSED', 'unknown' } end
   local now = now_ms()
 
@@ -46,10 +55,7 @@ local function claim_job()
   if TERMINAL[job.state] then return refuse('terminal') end
   if job.state ~= 'queued' then
     -- The same nonce: the connection repeated the call because the first reply was lost.
-    local f = redis.call('HMGET', job_key(id), 'claim_nonce', 'attempts')
-    if f[1] == nonce then
-      return claim_reply(tonumber(f[2]), job.alone, job.deadline_at_ms, now)
-    end
+    if job.claim_nonce == nonce then return claim_reply(job, read_tokens(), now) end
     return refuse('leased')
   end
   -- Only another worker can run it: it is announced again, but ever more rarely.
@@ -63,57 +69,65 @@ local function claim_job()
   local supported = false
   for i = 10, #ARGV do supported = supported or ARGV[i] == job.v end
   if not supported then return leave_to_others('unsupported_version', 'version_refusals', MAX_REFUSAL_WAIT_MS) end
-  local missing = missing_seal_key(id, ARGV[8])
+  local missing = missing_seal_key(job.sealed_with, ARGV[8])
   if missing then
     local reason = missing == READS_PAYLOADS and 'no_payload_store' or 'missing_key'
     return leave_to_others(reason, 'key_refusals', MAX_KEY_WAIT_MS)
   end
-  if redis.call('ZSCORE', SCHEDULED, id) then return refuse('scheduled') end
-  local start_by = tonumber(redis.call('HGET', job_key(id), 'start_by_ms') or nil)
+  if job.not_before_ms and redis.call('ZSCORE', SCHEDULED, id) then return refuse('scheduled') end
+  local start_by = tonumber(job.start_by_ms or nil)
   if math.min(job.deadline_at_ms or math.huge, start_by or math.huge) <= now then
     expire_job(id, job, now)
     return { 'REFUSED', 'expired' }
   end
+  load_pauses(job.queue, job.tenant)
   if pause_of_job(job.queue, job.tenant) then
     return_to_backlog(id, job) -- it was announced before the pause, or given back since
     return refuse('paused')
   end
-  local known = redis.call('HMGET', job_key(id), 'identity', 'suspect', 'home', 'prefix', 'passed_over')
   -- Its time slice is over. An engine of another identity would begin it again; the worker that had it can go on.
-  local home = known[3] ~= session and known[3]
-  if home and known[1] ~= identity and is_connected(home) then
+  local home = job.home ~= session and job.home
+  if home and job.identity ~= identity and is_connected(home) then
     announce_job(id, job.queue, true, now, home)
     return refuse('other_engine')
   end
   local worker = { session = session, held = ' ' .. ARGV[9] .. ' ' }
-  if ARGV[9] ~= '' and not known[2] and may_pass_over(known[4], known[3], known[5], worker)
+  if ARGV[9] ~= '' and not job.suspect and may_pass_over(job.prefix, job.home, job.passed_over, worker)
     and take_fitting_job(job, worker, now) then
     redis.call('HINCRBY', job_key(id), 'passed_over', 1)
     announce_job(id, job.queue, false, now) -- at the tail: its tenant has had this turn
     return refuse('passed_over')
   end
 
-  move_state_entry(id, 'queued', 'in_progress', now)
+  local fence_number, attempts, tokens = next_number(job.fence_number), next_number(job.attempts), read_tokens()
+  local alone = tonumber(job.suspect or 0) >= SUSPECT_LIMIT
+  move_state_entry(id, job, 'in_progress', now)
+  job.num_bytes = job.doc and #job.doc
   leave_queue(id, job)
   charge_tenant(id, job) -- unless its announcement did so
   fill_window(job.queue, now)
+  write_usage()
   if start_by then redis.call('HDEL', job_key(id), 'start_by_ms') end -- it has started in time
-  redis.call('ZREM', DEADLINES, id) -- from here on the worker watches the deadline
+  -- From here on the worker watches the deadline.
+  if job.deadline_at_ms or start_by then redis.call('ZREM', DEADLINES, id) end
   redis.call('ZADD', LEASES, now + lease_ms, id)
-  redis.call('HINCRBY', job_key(id), 'fence', 1)
-  local attempts = redis.call('HINCRBY', job_key(id), 'attempts', 1)
-  if known[3] then redis.call('HDEL', job_key(id), 'home') end
-  local alone = tonumber(known[2] or 0) >= SUSPECT_LIMIT
-  local is_first = redis.call('HSETNX', job_key(id), 'started_at_ms', now) == 1
+  if job.home then redis.call('HDEL', job_key(id), 'home') end
+  local is_first = not job.started_at_ms
   if is_first and wants_event(job, 'started') then
     add_event(id, job, 'started', run_suffix(job.run), '', now)
   end
-  if known[1] and known[1] ~= identity then discard_output(id) end
+  if job.identity and job.identity ~= identity then
+    discard_output(id)
+    tokens = ''
+  end
+  job.fence, job.attempts, job.alone, job.claimed_at_ms = fence_text(fence_number, nonce), attempts, alone, now
+  job.started_at_ms = job.started_at_ms or now
   redis.call('HSET', job_key(id), 'state', 'in_progress', 'owner', owner, 'identity', identity,
     'alone', alone and '1' or '0', 'claim_nonce', nonce, 'session', session, 'claimed_at_ms', now,
-    'claimed_tokens', redis.call('STRLEN', tokens_key(id)) / 4)
+    'claimed_tokens', #tokens / 4, 'fence', fence_number, 'attempts', attempts, 'charge', job.charge,
+    'started_at_ms', job.started_at_ms)
   redis.call('PUBLISH', events_channel(id), '{"state":"in_progress"}')
   show_celery_start(id, job, owner, pid)
-  return claim_reply(attempts, alone, job.deadline_at_ms, now)
+  return claim_reply(job, tokens, now)
 end
 return guard_job(id, { 'REFUSED', 'unusable' }, claim_job)

@@ -16,12 +16,14 @@ local function is_waiting_for_retry(job)
 end
 
 return guard_job(id, 'FENCED', function()
-  local job, payload = load_job(id), split_reference(ARGV[5])
+  local job, payload = load_job(id, unpack(END_FIELDS)), split_reference(ARGV[5])
   local has_payload = payload and is_payload_noted(payload, now_ms())
   if job and TERMINAL[job.state] and job.completed_fence == fence then return 'ALREADY_DONE' end
   if not may_write_output(job, fence, identity) then return is_waiting_for_retry(job) and 'RETRYING' or 'FENCED' end
   if payload and not has_payload then return 'FENCED' end -- it came so late that the object was deleted
-  if not append_tokens(id, tonumber(ARGV[7]) * 4, ARGV[8]) then return 'GAP' end
+  local output_bytes, is_sealed = append_tokens(id, tonumber(ARGV[7]) * 4, ARGV[8])
+  if not output_bytes then return 'GAP' end
+  job.output_bytes, job.sealed_with = output_bytes, job.sealed_with or is_sealed
   local now = now_ms()
   local due_at = retry_in_ms and not job.cancel_requested and now + retry_in_ms
   if due_at and due_at < (job.deadline_at_ms or math.huge) then
@@ -32,11 +34,11 @@ return guard_job(id, 'FENCED', function()
     keep_payload(id, payload, job.payloads, now)
     job.payloads = (job.payloads and job.payloads .. ' ' or '') .. payload
   end
-  redis.call('HSET', job_key(id), 'completed_fence', fence, 'history',
-    history_with_end(id, state, error_code(error_text), now))
+  local history = history_with_end(id, job, state, error_code(error_text), now)
   job.finish_reason = ARGV[12]
   local prompt, output, cached = string.match(ARGV[9], '^(%d+) (%d+) (%d+)$')
   finish_job(id, job, state, ARGV[5], error_text, now,
-    prompt and { tonumber(prompt), tonumber(output), tonumber(cached) })
+    prompt and { tonumber(prompt), tonumber(output), tonumber(cached) },
+    { 'completed_fence', fence, 'history', history })
   return 'OK'
 end)

@@ -16,7 +16,7 @@ if not TERMINAL[job.state] then
   return { 'ACTIVE', job.state }
 end
 local now = now_ms()
-local refusal = reached_limit(job.queue, job.tenant, limits, load_usage(job.tenant), 0,
+local refusal = reached_limit(job.queue, job.tenant, limits, load_usage(job.tenant, job.queue), 0,
   job.reserved_bytes, now) or reached_outbox_limit(job.webhook, job.tenant, limits)
 if refusal then
   refusal[6], refusal[7] = job.queue, job.tenant
@@ -40,7 +40,7 @@ if job.deadline_at_ms and job.deadline_at_ms > now then
 else
   redis.call('HDEL', job_key(id), 'deadline_at_ms') -- a deadline in the past would end the job at once
 end
-move_state_entry(id, job.state, 'queued', now)
+move_state_entry(id, job, 'queued', now)
 uncount_end_in_batch(id)
 -- The event of the old end could arrive after that of the new one.
 supersede_event('evt_' .. id .. '_' .. job.state .. run_suffix(job.run))
@@ -53,6 +53,7 @@ count_reservation(id, job, 1)
 register_queue(job.queue, now)
 add_to_backlog(id, job, now_us())
 fill_window(job.queue, now)
+write_usage()
 redis.call('PUBLISH', events_channel(id), '{"state":"queued"}')
 write_celery_state(id, job, 'RETRY', celery_exception('JobReleased', 'retried', 'the job runs again'))
 return { 'RETRIED', job.run + 1 }

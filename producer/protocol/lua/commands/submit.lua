@@ -38,12 +38,21 @@ local function latest_start(now)
   if at and at > now then return at end
 end
 
-local function write_webhook()
+-- Names and values of the record, which is written with one command.
+local record = {}
+local function put(name, value)
+  if not value then return end
+  record[#record + 1] = name
+  record[#record + 1] = value
+end
+local function put_each(names)
+  for _, name in ipairs(names) do put(name, job[name]) end
+end
+
+local function put_webhook()
   if not job.webhook then return end
-  for _, name in ipairs({ 'webhook', 'webhook_events', 'webhook_secret' }) do
-    if job[name] then redis.call('HSET', job_key(id), name, job[name]) end
-  end
-  if wants_event(job, 'output') then redis.call('HSET', job_key(id), 'output_due_ms', 0) end
+  put_each({ 'webhook', 'webhook_events', 'webhook_secret' })
+  if wants_event(job, 'output') then put('output_due_ms', 0) end
 end
 
 -- The reply if the line of a batch is stored already or its batch accepts no lines; otherwise nil.
@@ -59,15 +68,17 @@ local function batch_refusal()
   if state ~= 'validating' then return { 'CLOSED', state or '' } end
 end
 
+local function put_batch()
+  if not job.batch then return end
+  put_each({ 'batch', 'custom_id', 'endpoint' })
+  put('fingerprint', job.fingerprint and first_fingerprint(job.fingerprint))
+  local f = redis.call('HMGET', batch_key(job.batch), 'api_key', 'traceparent')
+  put('api_key', f[1])
+  put('traceparent', not job.traceparent and f[2])
+end
+
 local function write_batch(now)
   if not job.batch then return end
-  for _, name in ipairs({ 'batch', 'custom_id', 'endpoint' }) do
-    if job[name] then redis.call('HSET', job_key(id), name, job[name]) end
-  end
-  if job.fingerprint then redis.call('HSET', job_key(id), 'fingerprint', first_fingerprint(job.fingerprint)) end
-  local f = redis.call('HMGET', batch_key(job.batch), 'api_key', 'traceparent')
-  if f[1] then redis.call('HSET', job_key(id), 'api_key', f[1]) end
-  if f[2] and not job.traceparent then redis.call('HSET', job_key(id), 'traceparent', f[2]) end
   redis.call('ZADD', batch_jobs_key(job.batch), job.batch_index, id)
   note_line_labels(job.batch, job)
   local idle_at = now + BATCH_IDLE_LIMIT_MS
@@ -91,11 +102,12 @@ if known then return { is_same_content(job.fingerprint, known.fingerprint) and '
 if redis.call('EXISTS', job_key(id)) == 1 then return { 'EXISTING', id } end
 local reply = job.batch and batch_refusal()
 if reply then return reply end
-local usage, time_us = load_usage(job.tenant), now_us()
+local usage, time_us = load_usage(job.tenant, queue), now_us()
 local now, reserved_bytes = math.floor(time_us / 1000), tonumber(job.reserved_bytes)
 local refusal = not job.is_adopted
   and (reached_limit(queue, job.tenant, job, usage, #job.doc, reserved_bytes, now)
     or reached_outbox_limit(job.webhook, job.tenant, job))
+load_pauses(queue, job.tenant)
 refusal = refusal or not job.is_adopted and pause_reply(queue, job.tenant)
 if refusal then return refusal end
 local deadline_at, due_at = earliest_deadline(now), latest_start(now)
@@ -105,15 +117,25 @@ if payload and not has_payload then
   return redis.error_reply('PAYLOADGONE the call came too late, and the object of the job was deleted; submit it again')
 end
 
+local start_by = tonumber(job.start_by_ms)
+local backlog_at_us = not due_at and time_us + tonumber(job.message_priority or 0) * US_PER_MESSAGE_PRIORITY
+put_each({ 'tags', 'api_key', 'gateway', 'traceparent' })
+put('lora', digest)
+put('prefix', job.prefix and first_fingerprint(job.prefix))
+put_webhook()
+put_batch()
+put('deadline_at_ms', deadline_at)
+put('start_by_ms', start_by)
+put('idempotency_key', key)
+put('celery_result', job.celery_result and '1')
+if job.celery_embed then put_each({ 'celery_headers', 'celery_embed' }) end
+put('not_before_ms', due_at)
+put('backlog_at_us', backlog_at_us)
 redis.call('HSET', job_key(id), 'id', id, 'v', job.v, 'model', job.model, 'queue', queue,
   'state', 'queued', 'doc', job.doc, 'enqueued_at_ms', now, 'announced_at_ms', now, 'fence', 0,
   'attempts', 0, 'result_ttl_ms', job.result_ttl_ms, 'tenant', job.tenant, 'cost', job.cost,
   'reserved_bytes', job.reserved_bytes,
-  'max_tokens', job.max_tokens or '')
-for _, name in ipairs({ 'tags', 'api_key', 'gateway', 'traceparent' }) do
-  if job[name] then redis.call('HSET', job_key(id), name, job[name]) end
-end
-if digest then redis.call('HSET', job_key(id), 'lora', digest) end
+  'max_tokens', job.max_tokens or '', unpack(record))
 local piece = split_sealed(job.doc)
 if piece then note_seal_key(id, piece.key_id) end
 if payload then
@@ -121,37 +143,28 @@ if payload then
   note_seal_key(id, READS_PAYLOADS)
   if payload_key ~= '-' then note_seal_key(id, payload_key) end
 end
-if job.prefix then redis.call('HSET', job_key(id), 'prefix', first_fingerprint(job.prefix)) end
 index_job(id, 'queued', job, now)
-write_webhook()
 write_batch(now)
-if deadline_at then redis.call('HSET', job_key(id), 'deadline_at_ms', deadline_at) end
-local start_by = tonumber(job.start_by_ms)
-if start_by then redis.call('HSET', job_key(id), 'start_by_ms', start_by) end
 local expires_at = math.min(deadline_at or math.huge, start_by or math.huge)
 if expires_at < math.huge then redis.call('ZADD', DEADLINES, expires_at, id) end
 if key then
-  redis.call('HSET', job_key(id), 'idempotency_key', key)
   redis.call('HSET', idempotency_key(job.tenant, key), 'id', id, 'fingerprint', first_fingerprint(job.fingerprint))
   keep_idempotency_entry(job, UNFINISHED_KEY_TTL_MS)
 end
 register_queue(queue, now)
 increment(TOTALS, 'submitted', 1)
-if job.celery_result then redis.call('HSET', job_key(id), 'celery_result', '1') end
-if job.celery_embed then
-  redis.call('HSET', job_key(id), 'celery_headers', job.celery_headers, 'celery_embed', job.celery_embed)
-end
 
-local queued = { queue = queue, tenant = job.tenant, cost = tonumber(job.cost) }
-count_job(usage, id, waiting_amounts(#job.doc, queued.cost), 1)
-count_job(usage, id, reserved_amounts(reserved_bytes), 1)
+local queued = { queue = queue, tenant = job.tenant, cost = tonumber(job.cost), reserved_bytes = reserved_bytes,
+  num_bytes = #job.doc }
+count_stored_job(id, queued, 1)
+count_reservation(id, queued, 1)
 if due_at then
-  redis.call('HSET', job_key(id), 'not_before_ms', due_at)
   redis.call('ZADD', queued_key(queue), '+inf', id)
   redis.call('ZADD', SCHEDULED, due_at, id)
 else
   count_queue_tokens(id, queued, 1)
-  add_to_backlog(id, queued, time_us + tonumber(job.message_priority or 0) * US_PER_MESSAGE_PRIORITY)
+  enter_backlog(id, queued, backlog_at_us)
   fill_window(queue, now)
 end
+write_usage()
 return { 'CREATED', id }

@@ -1,6 +1,6 @@
 -- Announcements: Celery messages that workers pop, a window of the jobs that wait. They have a list of their own: what
 -- Celery's senders push to a queue are jobs that have no record yet.
--- @include celery_message, fair_share, guard, keys, pauses, record, usage
+-- @include celery_message, counters, fair_share, guard, keys, pauses, record, usage
 
 local DEFAULT_WINDOW_JOBS = 8 -- announcements of a queue, unless the operator has set WINDOW
 local MAX_WITHDRAW_LENGTH = 64 -- a longer list is not searched for a message
@@ -11,13 +11,38 @@ local num_dropped = 0
 
 local HANDED_TTL_MS = 3600 * 1000 -- the list of a session that is gone is not read any more
 
+-- What a message needs of a record.
+local MESSAGE_FIELDS = { 'announcements', 'celery_headers', 'celery_embed' }
+
+-- What the first announcement needs of a record: a few fields, because each claim announces another job. A malformed
+-- record is an error.
+local function read_waiting_job(id)
+  local f = redis.call('HMGET', job_key(id), 'state', 'queue', 'fence', 'result_ttl_ms', 'tenant', 'cost', 'charge',
+    unpack(MESSAGE_FIELDS))
+  if not f[1] then return nil end
+  check_record(f[1], f[2], f[3], f[4])
+  local job = { state = f[1], queue = f[2], tenant = f[5] or DEFAULT_TENANT, cost = finite(f[6], 0),
+    charge = finite(f[7], nil) }
+  add_fields(job, MESSAGE_FIELDS, f, 7)
+  return job
+end
+
+local function load_message_fields(id)
+  local job = {}
+  add_fields(job, MESSAGE_FIELDS, redis.call('HMGET', job_key(id), unpack(MESSAGE_FIELDS)), 0)
+  return job
+end
+
 -- kombu pops from the right, so LPUSH adds to the tail of the queue and RPUSH to its head. With `taker`, the session of
--- a worker, the job is announced to that one only.
-local function announce_job(id, queue, at_head, now, taker)
-  local number = redis.call('HINCRBY', job_key(id), 'announcements', 1)
-  redis.call('HSET', job_key(id), 'announced_at_ms', now)
+-- a worker, the job is announced to that one only. `job` has the fields of MESSAGE_FIELDS if it is given, and maybe a
+-- charge, which is written.
+local function announce_job(id, queue, at_head, now, taker, job)
+  job = job or load_message_fields(id)
+  local number = next_number(job.announcements)
+  local charge = job.charge and { 'charge', job.charge } or {}
+  redis.call('HSET', job_key(id), 'announcements', number, 'announced_at_ms', now, unpack(charge))
   redis.call('ZADD', queued_key(queue), now, id)
-  local message = celery_message(id, queue, number)
+  local message = celery_message(id, job, queue, tonumber(number))
   if taker then
     redis.call('LPUSH', handed_key(taker), message)
     redis.call('PEXPIRE', handed_key(taker), HANDED_TTL_MS)
@@ -30,13 +55,18 @@ end
 -- at its claim. Return how many were removed.
 local function withdraw_announcement(id, queue)
   if redis.call('LLEN', announced_key(queue)) > MAX_WITHDRAW_LENGTH then return 0 end
-  local number = tonumber(redis.call('HGET', job_key(id), 'announcements') or 0)
-  return redis.call('LREM', announced_key(queue), 1, celery_message(id, queue, number))
+  local job = load_message_fields(id)
+  local message = celery_message(id, job, queue, tonumber(job.announcements or 0))
+  return redis.call('LREM', announced_key(queue), 1, message)
 end
 
 -- Announce a job that was taken out of its backlog. Return whether it was announced.
 local function announce_from_backlog(id, queue, now)
-  local job = load_job(id)
+  local is_valid, job = pcall(read_waiting_job, id)
+  if not is_valid then
+    mark_unusable(id, job)
+    job = nil
+  end
   if not (job and job.state == 'queued') then
     -- The record was deleted by hand, or is malformed. Without the entries the counters are found to be wrong.
     redis.call('ZREM', queued_key(queue), id)
@@ -45,7 +75,7 @@ local function announce_from_backlog(id, queue, now)
   end
   return guard_job(id, false, function()
     charge_tenant(id, job)
-    announce_job(id, queue, false, now)
+    announce_job(id, queue, false, now, nil, job)
     return true
   end)
 end
@@ -62,9 +92,10 @@ end
 local function fill_window(queue, now)
   if pause_of('queue', queue) then return end
   -- Neither a message that a worker took and lost takes room, nor one that is left of a job that was deleted.
-  local announced = redis.call('ZCOUNT', queued_key(queue), '-inf', '(+inf')
-  local taken = math.min(announced, redis.call('LLEN', announced_key(queue)))
-  local room = tonumber(redis.call('GET', WINDOW) or DEFAULT_WINDOW_JOBS) - taken
+  local taken = redis.call('LLEN', announced_key(queue))
+  local window = tonumber(redis.call('GET', WINDOW) or DEFAULT_WINDOW_JOBS)
+  if taken >= window then taken = math.min(taken, redis.call('ZCOUNT', queued_key(queue), '-inf', '(+inf')) end
+  local room = window - taken
   while room > 0 and num_dropped < MAX_DROPPED do
     local tenant = redis.call('ZRANGE', turns_key(queue), 0, 0)[1]
     if not tenant then return end
@@ -88,6 +119,7 @@ local function announce_due_jobs(limit, now)
       count_queue_tokens(ids[i], job, 1)
       add_to_backlog(ids[i], job, ids[i + 1] * 1000)
       fill_window(job.queue, now)
+      write_usage()
     elseif not job then -- deleted by hand, or malformed; the sweep removes it from its queue
       redis.call('ZREM', state_index_key('queued'), ids[i])
     end

@@ -80,8 +80,9 @@ local function finish_batch_if_done(id, now)
 end
 
 -- Count a job's end in its batch. Each job counts once, whatever happens to it later.
-local function count_end_in_batch(id, state, now)
-  local batch_id = redis.call('HGET', job_key(id), 'batch')
+local function count_end_in_batch(id, job, state, now)
+  local batch_id = job.batch
+  if batch_id == nil then batch_id = redis.call('HGET', job_key(id), 'batch') end
   if not batch_id or redis.call('HSETNX', job_key(id), 'batch_counted', '1') == 0 then return end
   local batch = load_batch(batch_id)
   if not batch then return end -- deleted by hand

@@ -11,13 +11,13 @@ local function virtual_units(num_tokens, tenant)
   return math.floor(num_tokens * VIRTUAL_UNITS_PER_TOKEN / weight + 0.5)
 end
 
--- Charge a tenant for the expected cost of a job, from its first announcement until its end.
+-- Charge a tenant for the expected cost of a job, from its first announcement until its end. The caller writes
+-- `job.charge` to the record.
 local function charge_tenant(id, job)
   if job.charge then return end
   job.charge = virtual_units(job.cost, job.tenant)
-  redis.call('HSET', job_key(id), 'charge', job.charge)
-  add_under_way(id, job, job.charge)
   redis.call('ZADD', turns_key(job.queue), 'XX', 'INCR', job.charge, job.tenant)
+  add_under_way(id, job, job.charge)
 end
 
 -- Replace a job's charge with its real cost.
@@ -52,17 +52,20 @@ local function take_turn(queue, tenant)
   if redis.call('ZSCORE', turns_key(queue), tenant) or pause_of('tenant', tenant) then return end
   local used = virtual_time(queue)
   used = math.max(used, tonumber(redis.call('ZSCORE', used_key(queue), tenant) or 0))
-  local under_way = finite(redis.call('HGET', USAGE, under_way_field(tenant, queue)), 0)
   redis.call('ZADD', used_key(queue), used, tenant)
-  redis.call('ZADD', turns_key(queue), used + under_way, tenant)
+  redis.call('ZADD', turns_key(queue), used + load_under_way(tenant, queue), tenant)
 end
 
--- Let a job wait for its announcement, in the order of `at_us` among its tenant's jobs. The record keeps this place.
-local function add_to_backlog(id, job, at_us)
-  redis.call('HSET', job_key(id), 'backlog_at_us', at_us)
+-- Let a job wait for its announcement, in the order of `at_us` among its tenant's jobs, if its record keeps that place.
+local function enter_backlog(id, job, at_us)
   redis.call('ZADD', queued_key(job.queue), '+inf', id)
   add_entry(backlog_key(job.queue, job.tenant), at_us, id)
   take_turn(job.queue, job.tenant)
+end
+
+local function add_to_backlog(id, job, at_us)
+  redis.call('HSET', job_key(id), 'backlog_at_us', at_us)
+  enter_backlog(id, job, at_us)
 end
 
 -- Put a job back into its tenant's backlog, at the place that it had there.
@@ -83,7 +86,7 @@ local function leave_queue(id, job)
   if not score then return false end
   redis.call('ZREM', queued_key(job.queue), id)
   count_stored_job(id, job, -1)
-  local is_delayed = redis.call('ZREM', SCHEDULED, id) == 1
+  local is_delayed = job.not_before_ms and redis.call('ZREM', SCHEDULED, id) == 1
   if not is_delayed then count_queue_tokens(id, job, -1) end
   if tonumber(score) ~= math.huge then return true end
   if not is_delayed then

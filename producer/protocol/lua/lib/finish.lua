@@ -13,38 +13,46 @@ local LOST_WORKER = { lease_expired = true, worker_lost = true }
 
 -- Move a job to a terminal state. This is the only way there: state, result, index entries, webhook event, TTLs,
 -- counters and the wake-up of waiting clients change in one script. `used` lists the tokens of the prompt, those of the
--- output, and those of the prompt that were cached; nil counts the stored output only.
-local function finish_job(id, job, state, result, error_text, now, used)
+-- output, and those of the prompt that were cached; nil counts the stored output only. `fields` lists names and values
+-- that the record gets besides.
+local function finish_job(id, job, state, result, error_text, now, used, fields)
+  load_end_fields(id, job)
   redis.call('ZREM', LEASES, id)
   local was_announced = job.state == 'queued' and leave_queue(id, job)
   if was_announced then withdraw_announcement(id, job.queue) end
-  redis.call('ZREM', DEADLINES, id)
+  if job.state ~= 'in_progress' then redis.call('ZREM', DEADLINES, id) end -- its claim has removed it
   if not TERMINAL[job.state] then count_reservation(id, job, -1) end
-  used = used or { 0, redis.call('STRLEN', tokens_key(id)) / 4, 0 }
+  local output_bytes = job.output_bytes or redis.call('STRLEN', tokens_key(id))
+  used = used or { 0, output_bytes / 4, 0 }
   settle_charge(id, job, used[1] + used[2])
-  count_used_tokens(id, job, used, now)
-  redis.call('HSET', job_key(id), 'state', state, 'finished_at_ms', now)
-  if result ~= '' then redis.call('HSET', job_key(id), 'result', result) end
-  if error_text ~= '' then redis.call('HSET', job_key(id), 'error', error_text) end
+  fields = fields or {}
+  local function put(name, value)
+    fields[#fields + 1] = name
+    fields[#fields + 1] = value
+  end
+  put('used_tokens', count_used_tokens(job, used, now))
+  if result ~= '' then put('result', result) end
+  if error_text ~= '' then put('error', error_text) end
+  redis.call('HSET', job_key(id), 'state', state, 'finished_at_ms', now, unpack(fields))
   supersede_event(job.output_event)
   if wants_event(job, state) then add_event(id, job, state, run_suffix(job.run), '', now) end
   job.receiver_events = tell_receivers(id, job, state, now)
-  move_state_entry(id, job.state, state, now)
-  if job.webhook or job.receiver_events or redis.call('EXISTS', dead_key(id)) == 1 then
+  move_state_entry(id, job, state, now)
+  if job.webhook or job.receiver_events or (state == 'failed' and redis.call('EXISTS', dead_key(id)) == 1) then
     keep_leftover(id, job, state, tonumber(redis.call('HGET', job_key(id), 'output_events') or 0), now)
   end
   redis.call('ZADD', EXPIRING, now + job.result_ttl_ms, expiring_entry(id, state, job))
   redis.call('PEXPIRE', job_key(id), job.result_ttl_ms)
   check_payloads(job, now + job.result_ttl_ms + 1)
-  redis.call('PEXPIRE', tokens_key(id), job.result_ttl_ms)
-  redis.call('PEXPIRE', seals_key(id), job.result_ttl_ms)
+  if output_bytes > 0 then redis.call('PEXPIRE', tokens_key(id), job.result_ttl_ms) end
+  if job.sealed_with then redis.call('PEXPIRE', seals_key(id), job.result_ttl_ms) end
   if result ~= '' then
     redis.call('DEL', text_key(id), thoughts_key(id)) -- the result contains all of it
   else
     redis.call('PEXPIRE', text_key(id), job.result_ttl_ms)
     redis.call('PEXPIRE', thoughts_key(id), job.result_ttl_ms)
   end
-  count_end_in_batch(id, state, now)
+  count_end_in_batch(id, job, state, now)
   keep_idempotency_entry(job, job.result_ttl_ms)
   -- A Celery client waits for this result; the process that ended the job may have no Celery, or may die first.
   if is_celery_task(id, job) then redis.call('ZADD', CELERY_ENDS, now, id) end
@@ -144,7 +152,7 @@ end
 -- say nothing about the job. With `taker`, the session of a worker, it is announced to that one only.
 local function requeue_job(id, job, cause, now, taker)
   redis.call('ZREM', LEASES, id)
-  redis.call('HSET', job_key(id), 'history', history_with_end(id, cause, nil, now))
+  redis.call('HSET', job_key(id), 'history', history_with_end(id, job, cause, nil, now))
   increment(TOTALS, 'attempts_' .. cause, 1)
   local reason = count_loss(id, job, cause)
   if job.cancel_requested then
@@ -162,7 +170,7 @@ local function requeue_job(id, job, cause, now, taker)
   local session = redis.call('HGET', job_key(id), 'session')
   redis.call('HSET', job_key(id), 'state', 'queued')
   redis.call('HDEL', job_key(id), 'owner', 'session')
-  move_state_entry(id, job.state, 'queued', now)
+  move_state_entry(id, job, 'queued', now)
   if job.deadline_at_ms then redis.call('ZADD', DEADLINES, job.deadline_at_ms, id) end
   count_stored_job(id, job, 1)
   count_queue_tokens(id, job, 1)

@@ -1,5 +1,5 @@
 -- Errors in one job's keys: any client of Redis may have written them, and they must not stop another job.
--- @include keys, record
+-- @include keys, record, usage
 
 -- Fields of a record that are whole numbers if they are set.
 local INTEGER_FIELDS = { 'fence', 'attempts', 'announcements', 'suspect', 'crashes', 'restarts', 'charge',
@@ -28,7 +28,9 @@ end
 -- not this job's fault.
 local function guard_job(id, fallback, action)
   local ok, result = pcall(action)
-  if ok then return result end
+  local is_written, problem = pcall(write_usage) -- also what a failed action has counted
+  if ok and is_written then return result end
+  if ok then result = problem end
   if is_valid_job(id) then error(result, 0) end
   mark_unusable(id, result)
   return fallback

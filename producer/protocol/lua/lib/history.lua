@@ -1,6 +1,6 @@
 -- The history of a job's attempts: a JSON list in its record, with one object per claim that has ended. A running
 -- attempt is in the record's own fields until it ends.
--- @include keys
+-- @include keys, record
 
 -- Of a longer history, the first and the last attempts are kept: how the trouble began, and what happens now.
 local FIRST_ATTEMPTS, LAST_ATTEMPTS = 4, 16
@@ -48,17 +48,18 @@ local function error_code(error_text)
   return string.match(error_text, '^{"code":"([%w_]+)"')
 end
 
--- Return the history of a job with the attempt that ends now. `cause` is `completed`, `failed`, `cancelled` or
+-- Return the history of a job with the attempt that ends now. `job.output_bytes` is the length of its stored tokens, if
+-- that is known. `cause` is `completed`, `failed`, `cancelled` or
 -- `expired`, or why the job goes back to its queue; `code` is that of an error, or nil.
-local function history_with_end(id, cause, code, now)
-  local f = redis.call('HMGET', job_key(id), 'attempts', 'owner', 'claimed_at_ms', 'claimed_tokens', 'history')
-  return append_attempt(f[5], {
-    attempt = whole_number(f[1]),
-    worker = string.sub(f[2] or '', 1, MAX_WORKER_BYTES),
-    claimed_at_ms = whole_number(f[3]),
+local function history_with_end(id, job, cause, code, now)
+  load_end_fields(id, job)
+  return append_attempt(job.history, {
+    attempt = whole_number(job.attempts),
+    worker = string.sub(job.owner, 1, MAX_WORKER_BYTES),
+    claimed_at_ms = whole_number(job.claimed_at_ms),
     ended_at_ms = now,
-    tokens_at_claim = whole_number(f[4]),
-    tokens_at_end = redis.call('STRLEN', tokens_key(id)) / 4,
+    tokens_at_claim = whole_number(job.claimed_tokens),
+    tokens_at_end = (job.output_bytes or redis.call('STRLEN', tokens_key(id))) / 4,
     cause = cause,
     code = code,
   })

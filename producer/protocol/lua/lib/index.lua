@@ -25,9 +25,10 @@ local function unindex_job(id, state, job)
 end
 
 -- A job without an entry was submitted by a version that had no index.
-local function move_state_entry(id, from, to, now)
-  local at = redis.call('ZSCORE', state_index_key(from), id) or now
-  redis.call('ZREM', state_index_key(from), id)
+local function move_state_entry(id, job, to, now)
+  local from = state_index_key(job.state)
+  local at = job.submitted_at_ms or redis.call('ZSCORE', from, id) or now
+  redis.call('ZREM', from, id)
   add_entry(state_index_key(to), at, id)
 end
 

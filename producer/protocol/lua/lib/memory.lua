@@ -1,5 +1,5 @@
 -- The memory of the server, and the limit on what is stored and promised.
--- @include counters, keys, usage
+-- @include counters, keys
 
 local MAX_AGE_MS = 200 -- of a reading: INFO takes longer than the rest of a submission
 local RECORD_BYTES = 2048 -- of a waiting job besides its document: record and index entries
@@ -26,7 +26,7 @@ local function memory_reply(percent, usage, document_bytes, reserved_bytes, now)
   local used, max = read_memory(now)
   if max == 0 then return end
   local needed = document_bytes + RECORD_BYTES + reserved_bytes
-  local total = used + usage.values[#COUNTERS] + needed
+  local total = used + usage.reserved + needed
   local limit = math.floor(max * tonumber(percent) / 100)
   if total > limit then
     local function text(number) return string.format('%.0f', number) end

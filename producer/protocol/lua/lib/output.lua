@@ -23,24 +23,26 @@ local function cut_output(id, kind, key, position)
 end
 
 -- Append a sealed piece. What overlaps cannot be compared: only the holder of the fence writes, and it computes the
--- same output again, so a longer piece replaces what was stored from its position on. Return false if it leaves a gap.
+-- same output again, so a longer piece replaces what was stored from its position on. Return the length of the output
+-- in bytes, or false if the piece leaves a gap.
 local function append_sealed(id, kind, key, position, piece)
   local stored, length = redis.call('STRLEN', key), #piece.ciphertext
   if stored < position then return false end
-  if length == 0 then return true end
+  if length == 0 then return stored end
   local is_repeated = position + length == stored
     and redis.call('HEXISTS', seals_key(id), kind .. ':' .. position) == 1
-  if is_repeated then return true end
+  if is_repeated then return stored end
   if stored > position and not cut_output(id, kind, key, position) then return false end
   redis.call('APPEND', key, piece.ciphertext)
   redis.call('HSET', seals_key(id), kind .. ':' .. position, length .. ' ' .. piece.header .. piece.tag)
   note_seal_key(id, piece.key_id)
-  return true
+  return position + length
 end
 
 -- Append text (`kind` is 'text') or thoughts ('thoughts') at a position in bytes. What leaves a gap or contradicts what
 -- is stored is dropped: readers get it with the result, and never see text that is taken back later.
 local function append_text(id, kind, position, text)
+  if text == '' then return end
   local key, piece = kind == 'text' and text_key(id) or thoughts_key(id), split_sealed(text)
   if piece then return append_sealed(id, kind, key, position, piece) end
   local stored = redis.call('STRLEN', key)
@@ -51,10 +53,11 @@ local function append_text(id, kind, position, text)
   redis.call('APPEND', key, string.sub(text, #overlap + 1))
 end
 
--- Append tokens at a position in bytes. Return false if they leave a gap or contradict the stored tokens.
+-- Append tokens at a position in bytes. Return the length of the output in bytes, or false if they leave a gap or
+-- contradict the stored tokens; and whether they are sealed.
 local function append_tokens(id, position, bytes)
   local key, piece = tokens_key(id), split_sealed(bytes)
-  if piece then return append_sealed(id, 'tokens', key, position, piece) end
+  if piece then return append_sealed(id, 'tokens', key, position, piece), true end
   local stored = redis.call('STRLEN', key)
   if stored < position then return false end
   if stored > position and #bytes > 0 then
@@ -63,7 +66,7 @@ local function append_tokens(id, position, bytes)
     bytes = string.sub(bytes, #overlap + 1)
   end
   if #bytes > 0 then redis.call('APPEND', key, bytes) end
-  return true
+  return stored + #bytes, false
 end
 
 -- Let the output start over. Readers of the stream see it from the counter.

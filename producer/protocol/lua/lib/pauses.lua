@@ -2,8 +2,20 @@
 -- next, so a pause costs nothing per job or event.
 -- @include keys
 
+-- Pauses that this script has read: JSON, or false for none.
+local known_pauses = {}
+
+-- Read both pauses that can keep a job waiting in one command, for `pause_of`.
+local function load_pauses(queue, tenant)
+  local names = { 'queue:' .. queue, 'tenant:' .. tenant }
+  local found = redis.pcall('HMGET', PAUSED, unpack(names))
+  for i, name in ipairs(names) do known_pauses[name] = not found.err and found[i] end
+end
+
 -- The pause of a queue, tenant or endpoint, JSON; nil if it has none.
 local function pause_of(kind, name)
+  local known = known_pauses[kind .. ':' .. name]
+  if known ~= nil then return known or nil end
   local text = redis.pcall('HGET', PAUSED, kind .. ':' .. name)
   return type(text) == 'string' and text or nil
 end

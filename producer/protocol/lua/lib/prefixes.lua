@@ -47,9 +47,9 @@ end
 -- Announce a job of the same queue and tenant as `job` to a worker that it fits. Return whether there is one.
 local function take_fitting_job(job, worker, now)
   local id = take_announced(job, worker) or take_from_backlog(job, worker)
-  local found = id and load_job(id)
+  local found = id and load_job(id, unpack(MESSAGE_FIELDS))
   if not found then return false end
   charge_tenant(id, found)
-  announce_job(id, job.queue, true, now, worker.session)
+  announce_job(id, job.queue, true, now, worker.session, found)
   return true
 end

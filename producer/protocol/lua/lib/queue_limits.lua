@@ -1,5 +1,5 @@
 -- Limits on the jobs that wait, of the caller and of the tenant, and on the webhook events that wait.
--- @include endpoints, keys, memory, receivers, usage
+-- @include endpoints, keys, memory, receivers
 
 -- The reply that a reached limit gives; nil if it is not reached. Limits are soft: the job that reaches one is the
 -- last that is accepted.
@@ -9,27 +9,20 @@ local function limit_reply(name, value, limit)
   end
 end
 
--- The counters by name: those of all tenants (offset 0), or of the tenant that they were loaded for (#COUNTERS).
-local function usage_by_name(usage, offset)
-  local found = {}
-  for i, name in ipairs(COUNTERS) do found[name] = usage.values[offset + i] end
-  return found
-end
-
 -- `limits` are the caller's, by name; the tenant's are in the store. `usage` is what `load_usage` returned. Bytes are
 -- those of waiting documents, and those that the outputs of unfinished jobs may take.
 local function reached_limit(queue, tenant, limits, usage, document_bytes, reserved_bytes, now)
   local own = redis.call('HMGET', TENANTS, tenant .. ':max_jobs', tenant .. ':max_bytes',
     tenant .. ':max_tokens')
   local depth = limits.max_queue_depth and redis.call('ZCARD', queued_key(queue))
-  local all, of_tenant = usage_by_name(usage, 0), usage_by_name(usage, #COUNTERS)
+  local function of_tenant(name) return usage[name .. ':' .. tenant] end
   return limit_reply('max_queue_depth', depth, limits.max_queue_depth)
-    or limit_reply('max_queued_jobs', all.jobs, limits.max_queued_jobs)
-    or limit_reply('max_queued_bytes', all.bytes + all.reserved, limits.max_queued_bytes)
-    or limit_reply('max_queued_tokens', all.tokens, limits.max_queued_tokens)
-    or limit_reply('max_jobs', of_tenant.jobs, own[1])
-    or limit_reply('max_bytes', of_tenant.bytes + of_tenant.reserved, own[2])
-    or limit_reply('max_tokens', of_tenant.tokens, own[3])
+    or limit_reply('max_queued_jobs', usage.jobs, limits.max_queued_jobs)
+    or limit_reply('max_queued_bytes', usage.bytes + usage.reserved, limits.max_queued_bytes)
+    or limit_reply('max_queued_tokens', usage.tokens, limits.max_queued_tokens)
+    or limit_reply('max_jobs', of_tenant('jobs'), own[1])
+    or limit_reply('max_bytes', of_tenant('bytes') + of_tenant('reserved'), own[2])
+    or limit_reply('max_tokens', of_tenant('tokens'), own[3])
     or memory_reply(limits.max_memory_percent, usage, document_bytes, reserved_bytes, now)
 end
 

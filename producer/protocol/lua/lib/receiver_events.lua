@@ -18,23 +18,23 @@ local function add_receiver_events(id, tenant, kind, name, suffix, now, tracepar
   return ids
 end
 
--- Tell receivers of the end of a job, which may have a `finish_reason`.
+-- Tell receivers of the end of a job (with the fields of END_FIELDS), which may have a `finish_reason`.
 -- Return the ids of all events for receivers that it has had, with commas; nil if
 -- there were none.
 local function tell_receivers(id, job, state, now)
   local suffix = run_suffix(job.run)
   local ids = add_receiver_events(id, job.tenant, 'generation', state, suffix, now, job.traceparent)
-  local f = redis.call('HMGET', job_key(id), 'gateway', 'receiver_events')
-  local ok, details = pcall(cjson.decode, f[1] or '')
+  local known = job.receiver_events
   -- A background response ends in OpenAI's terms.
+  local ok, details = pcall(cjson.decode, job.gateway or 'null')
   if ok and type(details) == 'table' and details.api == '/v1/responses' and details.background == true then
     local name = state == 'expired' and 'failed' or state
     if name == 'completed' and job.finish_reason == 'length' then name = 'incomplete' end
     local told = add_receiver_events(id, job.tenant, 'response', name, suffix .. '_response', now, job.traceparent)
     for _, event_id in ipairs(told) do ids[#ids + 1] = event_id end
   end
-  if #ids == 0 then return f[2] or nil end
-  if f[2] then table.insert(ids, 1, f[2]) end
+  if #ids == 0 then return known or nil end
+  if known then table.insert(ids, 1, known) end
   local text = table.concat(ids, ',')
   redis.call('HSET', job_key(id), 'receiver_events', text)
   return text

@@ -2,6 +2,8 @@
 -- change with each job and would stay wrong forever if keys were deleted by hand.
 -- @include counters, foreign_keys, keys, record, repair, repair_taken, usage
 
+local MAX_FIELDS = 1000 -- in one command: Lua's stack has room for 8000 arguments
+
 local function num_in_state(state) return redis.call('ZCARD', state_index_key(state)) end
 
 -- Whether the counters are wrong: they differ from the numbers of jobs in the indexes, or are not numbers.
@@ -42,29 +44,45 @@ local function start_recount(is_urgent, now)
   return load_recount()
 end
 
--- Add what a job needs to the new counters, if it has not ended.
-local function add_to_recount(id)
+-- Add what a job needs to the amounts for the new counters, if it has not ended.
+local function add_to_recount(id, amounts)
   local key = job_key(id)
   local f = redis.pcall('HMGET', key, 'state', 'queue', 'tenant', 'cost', 'reserved_bytes', 'charge')
   if f.err or not f[2] or (f[1] ~= 'queued' and f[1] ~= 'in_progress') then return end
-  local job = { queue = f[2], tenant = f[3] or DEFAULT_TENANT }
-  local counters = load_counters(RECOUNT, job.tenant)
-  add_to_counters(counters, reserved_amounts(tonumber(f[5] or 0) or 0), 1)
-  if redis.pcall('ZSCORE', queued_key(job.queue), id) and f[1] == 'queued' then
-    local num_bytes = redis.call('HSTRLEN', key, 'doc')
-    local cost = tonumber(f[4] or 0) or 0
-    add_to_counters(counters, waiting_amounts(num_bytes, cost), 1)
-    local is_delayed = redis.call('ZSCORE', SCHEDULED, id)
-    if not is_delayed and cost ~= 0 then increment(RECOUNT, queue_tokens_field(job.queue), cost) end
+  local queue, tenant = f[2], f[3] or DEFAULT_TENANT
+  local function add_to(field, amount) amounts[field] = (amounts[field] or 0) + amount end
+  local function add(name, amount)
+    add_to(name, amount)
+    add_to(name .. ':' .. tenant, amount)
   end
-  local charge = tonumber(f[6] or nil)
-  if charge and charge ~= 0 then
-    increment(RECOUNT, under_way_field(job.tenant, job.queue), charge)
+  add('unfinished', 1)
+  add('reserved', finite(f[5], 0))
+  if redis.pcall('ZSCORE', queued_key(queue), id) and f[1] == 'queued' then
+    local cost = finite(f[4], 0)
+    add('jobs', 1)
+    add('bytes', redis.call('HSTRLEN', key, 'doc'))
+    add('tokens', cost)
+    if not redis.call('ZSCORE', SCHEDULED, id) then add_to(queue_tokens_field(queue), cost) end
   end
+  add_to(under_way_field(tenant, queue), finite(f[6], 0))
 end
 
--- The ids of the next jobs, at least `limit` of them in all, and where the page ends (nil: it is the last). A page ends
--- between two milliseconds, so that the time of submission alone decides whether a job was visited.
+-- Write amounts to the new counters, a few fields at a time: each tenant has several.
+local function write_recount(amounts)
+  local part, num_fields = {}, 0
+  for field, amount in pairs(amounts) do
+    part[field], num_fields = amount, num_fields + 1
+    if num_fields == MAX_FIELDS then
+      add_to_counters(RECOUNT, part)
+      part, num_fields = {}, 0
+    end
+  end
+  if num_fields > 0 then add_to_counters(RECOUNT, part) end
+end
+
+-- The ids of the next jobs with the states of their indexes, at least `limit` of them in all, and where the page ends
+-- (nil: it is the last). A page ends between two milliseconds, so that the time of submission alone decides whether a
+-- job was visited.
 local function read_recount_page(progress, limit)
   local first, last, ids = '(' .. progress.cursor, nil, {}
   for _, state in ipairs(UNFINISHED_STATES) do
@@ -74,7 +92,7 @@ local function read_recount_page(progress, limit)
   end
   for _, state in ipairs(UNFINISHED_STATES) do
     local page = redis.call('ZRANGEBYSCORE', state_index_key(state), first, last or progress.last)
-    for _, id in ipairs(page) do ids[#ids + 1] = id end
+    for _, id in ipairs(page) do ids[#ids + 1] = { id, state } end
   end
   return ids, last
 end
@@ -82,8 +100,10 @@ end
 -- Repair and recount the next jobs. Return how many were visited.
 local function recount_page(progress, limit, now)
   local ids, last = read_recount_page(progress, limit)
-  for _, id in ipairs(ids) do repair_job(id, now) end
-  for _, id in ipairs(ids) do add_to_recount(id) end
+  local amounts = {}
+  for _, entry in ipairs(ids) do repair_job(entry[1], entry[2], now) end
+  for _, entry in ipairs(ids) do add_to_recount(entry[1], amounts) end
+  write_recount(amounts)
   if last then
     progress.cursor = last
     save_recount(progress)

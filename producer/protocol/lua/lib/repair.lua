@@ -32,8 +32,7 @@ local function expire_unserved_after(ttl_ms) unserved.ttl_ms = ttl_ms end
 -- Expire a job without a deadline of its own if no worker serves its queue. Return whether it has ended.
 local function expire_unserved_job(id, job, now)
   if not unserved.ttl_ms or job.deadline_at_ms or pause_of_job(job.queue, job.tenant) then return false end
-  local since = tonumber(redis.call('HGET', job_key(id), 'enqueued_at_ms') or nil) or now
-  since = math.max(since, job.not_before_ms or 0)
+  local since = math.max(job.enqueued_at_ms or now, job.not_before_ms or 0)
   if now - since < unserved.ttl_ms or not is_unserved(job.queue, unserved.ttl_ms, now) then return false end
   local text = error_json('not_served', 'no worker served the model of this job for '
     .. math.floor(unserved.ttl_ms / 1000) .. ' seconds; start one with that model, or name a served model')
@@ -42,17 +41,21 @@ local function expire_unserved_job(id, job, now)
   return true
 end
 
+-- Queues that this script has registered.
+local registered = {}
+
 -- Where a queued job waits: announced (a score in `queued:`), delayed, or in its tenant's backlog.
 local function repair_queued_job(id, job, now)
-  register_queue(job.queue, now)
-  local start_by = tonumber(redis.call('HGET', job_key(id), 'start_by_ms') or nil)
+  if not registered[job.queue] then register_queue(job.queue, now) end
+  registered[job.queue] = true
+  local start_by = tonumber(job.start_by_ms or nil)
   local expires_at = math.min(job.deadline_at_ms or math.huge, start_by or math.huge)
   if expires_at < math.huge then redis.call('ZADD', DEADLINES, 'NX', expires_at, id) end
   local score = redis.call('ZSCORE', queued_key(job.queue), id)
   if score and tonumber(score) ~= math.huge then return end -- the sweep repeats lost announcements
-  if redis.call('ZSCORE', SCHEDULED, id) or (job.not_before_ms and job.not_before_ms > now) then
+  if job.not_before_ms and (job.not_before_ms > now or redis.call('ZSCORE', SCHEDULED, id)) then
     redis.call('ZADD', queued_key(job.queue), '+inf', id)
-    if job.not_before_ms then redis.call('ZADD', SCHEDULED, 'NX', job.not_before_ms, id) end
+    redis.call('ZADD', SCHEDULED, 'NX', job.not_before_ms, id)
   elseif not (score and redis.call('ZSCORE', backlog_key(job.queue, job.tenant), id)
     and (redis.call('ZSCORE', turns_key(job.queue), job.tenant) or pause_of('tenant', job.tenant))) then
     return_to_backlog(id, job)
@@ -60,14 +63,16 @@ local function repair_queued_job(id, job, now)
   end
 end
 
-local function repair_valid_job(id, job, now)
-  for _, state in ipairs(STATES) do
-    if state ~= job.state then redis.call('ZREM', state_index_key(state), id) end
+-- `index_state` is that of the index in which the job was found, if it was found in one.
+local function repair_valid_job(id, job, index_state, now)
+  local at_ms, indexes = job.enqueued_at_ms or now, label_indexes(job)
+  if index_state ~= job.state then
+    for _, state in ipairs(STATES) do
+      if state ~= job.state then redis.call('ZREM', state_index_key(state), id) end
+    end
+    indexes[#indexes + 1] = state_index_key(job.state)
   end
-  local at_ms = tonumber(redis.call('HGET', job_key(id), 'enqueued_at_ms') or now)
-  for _, index in ipairs({ state_index_key(job.state), unpack(label_indexes(job)) }) do
-    add_entry(index, 'NX', at_ms, id)
-  end
+  for _, index in ipairs(indexes) do add_entry(index, 'NX', at_ms, id) end
   if TERMINAL[job.state] then
     local ttl_ms = redis.call('PTTL', job_key(id))
     if ttl_ms == -1 then
@@ -88,14 +93,14 @@ end
 
 -- Put a job into all the places where its state says that it must be. Without a record, remove its entries of states.
 -- A job that cannot be repaired, because one of these places is a key of another type, must not stop the walk.
-local function repair_job(id, now)
-  if redis.call('EXISTS', job_key(id)) == 0 then
-    for _, state in ipairs(UNFINISHED_STATES) do redis.call('ZREM', state_index_key(state), id) end
-    return
-  end
+local function repair_job(id, index_state, now)
   pcall(guard_job, id, nil, function()
-    local job = load_job(id)
-    if job then repair_valid_job(id, job, now) end
+    local job = load_job(id, 'start_by_ms')
+    if job then
+      repair_valid_job(id, job, index_state, now)
+    elseif redis.call('EXISTS', job_key(id)) == 0 then
+      for _, state in ipairs(UNFINISHED_STATES) do redis.call('ZREM', state_index_key(state), id) end
+    end
   end)
 end
 
@@ -120,7 +125,7 @@ local function starts_with(text, prefix) return string.sub(text, 1, #prefix) == 
 
 local function repair_key(key, now)
   if starts_with(key, job_key('')) then
-    repair_job(string.sub(key, #job_key('') + 1), now)
+    repair_job(string.sub(key, #job_key('') + 1), nil, now)
   elseif starts_with(key, leftover_tag_key('')) or starts_with(key, leftover_tenant_key('')) then
     delete_unless('zset', key)
   elseif starts_with(key, JOB_INDEXES) and key ~= EXPIRING then

@@ -7,12 +7,12 @@
 local function retry_later(id, job, error_text, due_at, starts_over, now)
   redis.call('ZREM', LEASES, id)
   redis.call('HSET', job_key(id), 'state', 'queued', 'history',
-    history_with_end(id, 'failed', error_code(error_text), now), 'not_before_ms', due_at, 'retry_error', error_text,
-    'retry_fence', job.fence)
+    history_with_end(id, job, 'failed', error_code(error_text), now), 'not_before_ms', due_at,
+    'retry_error', error_text, 'retry_fence', job.fence)
   redis.call('HINCRBY', job_key(id), 'retries', 1)
   if starts_over then discard_output(id) end
   redis.call('HDEL', job_key(id), 'owner', 'session')
-  move_state_entry(id, job.state, 'queued', now)
+  move_state_entry(id, job, 'queued', now)
   if job.deadline_at_ms then redis.call('ZADD', DEADLINES, job.deadline_at_ms, id) end
   count_stored_job(id, job, 1)
   register_queue(job.queue, now)

@@ -29,11 +29,10 @@ local function note_seal_key(id, key_id)
   redis.call('HSET', job_key(id), 'sealed_with', known and known .. ' ' .. key_id or key_id)
 end
 
--- The first key that a job was sealed with and that is not among some keys; nil if all are. Both are ids with spaces
--- between them.
-local function missing_seal_key(id, key_ids)
-  local needed = redis.call('HGET', job_key(id), 'sealed_with') or ''
-  for key_id in string.gmatch(needed, '%S+') do
+-- The first key that a job was sealed with (`sealed_with` of its record) and that is not among some keys; nil if all
+-- are. Both are ids with spaces between them.
+local function missing_seal_key(needed, key_ids)
+  for key_id in string.gmatch(needed or '', '%S+') do
     if not string.find(' ' .. key_ids .. ' ', ' ' .. key_id .. ' ', 1, true) then return key_id end
   end
 end

@@ -1,6 +1,7 @@
 -- Ending jobs whose keys are malformed, for the sweep: such a job is removed from every index, fails, and is kept as a
 -- dead letter.
 -- @include batches, dead_letters, fair_share, finish, foreign_keys, guard, index, keys, leftovers, queues, record
+-- @include usage
 
 local MAX_SEARCHED_QUEUES = 500 -- for a job whose record does not name its queue
 
@@ -27,7 +28,7 @@ local function fail_unusable_job(id, reason, now)
     if is_hash then
       job.queue, job.charge = f[5], tonumber(f[6] or nil)
       pcall(settle_charge, id, job, 0)
-      pcall(count_end_in_batch, id, 'failed', now)
+      pcall(count_end_in_batch, id, {}, 'failed', now)
       redis.call('HSET', job_key(id), 'state', 'failed', 'finished_at_ms', now, 'error', text)
       local labels = { tenant = f[2] or nil, tags = f[3] or nil, webhook = f[9], idempotency_key = f[10] }
       if is_celery_task(id, { celery_result = f[7] == '1' }) then redis.call('ZADD', CELERY_ENDS, now, id) end
@@ -37,6 +38,7 @@ local function fail_unusable_job(id, reason, now)
     end
     redis.call('PUBLISH', events_channel(id), '{"state":"failed"}')
   end
+  write_usage()
   for _, state in ipairs(STATES) do
     if state ~= 'failed' or not is_hash then redis.call('ZREM', state_index_key(state), id) end
   end

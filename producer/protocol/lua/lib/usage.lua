@@ -6,24 +6,39 @@
 -- that their outputs may take) the waiting and the running ones. Each counter exists per tenant as well.
 local COUNTERS = { 'jobs', 'bytes', 'tokens', 'unfinished', 'reserved' }
 
--- Counters in the order of COUNTERS.
-local function waiting_amounts(num_bytes, num_tokens) return { 1, num_bytes, num_tokens, 0, 0 } end
-local function reserved_amounts(num_bytes) return { 0, 0, 0, 1, num_bytes } end
+-- What this script has changed and not written yet: an id, a field and an amount, one after another.
+local usage_changes = {}
+-- Fields that it has read since it last wrote.
+local usage_values = {}
 
--- The counters in one hash, of all tenants together and of one tenant.
-local function load_counters(key, tenant)
-  local fields = {}
-  for i, name in ipairs(COUNTERS) do
-    fields[i] = name
-    fields[i + #COUNTERS] = name .. ':' .. tenant
+-- The virtual time charged to a tenant for its announced and running jobs of a queue.
+local function under_way_field(tenant, queue) return 'under_way:' .. tenant .. ':' .. queue end
+
+-- The estimated tokens of the jobs that wait in a queue and are not delayed.
+local function queue_tokens_field(queue) return 'queue_tokens:' .. queue end
+
+-- Read those of these fields that are not known yet, and the progress of a recount with them.
+local function read_usage(fields)
+  local missing = {}
+  for _, field in ipairs(fields) do
+    if not usage_values[field] then missing[#missing + 1] = field end
   end
-  local values = redis.call('HMGET', key, 'recount', unpack(fields))
-  local progress = table.remove(values, 1)
-  for i = 1, #fields do values[i] = finite(values[i], 0) end
-  return { key = key, tenant = tenant, fields = fields, values = values, progress = progress }
+  if #missing == 0 then return end
+  local values = redis.call('HMGET', USAGE, 'recount', unpack(missing))
+  usage_values.recount = values[1]
+  for i, field in ipairs(missing) do usage_values[field] = finite(values[i + 1], 0) end
 end
 
-local function load_usage(tenant) return load_counters(USAGE, tenant) end
+-- All counters, by field, with those of a tenant (`jobs:<tenant>`), and what a job of a queue changes besides.
+local function load_usage(tenant, queue)
+  local fields = { queue_tokens_field(queue), under_way_field(tenant, queue) }
+  for _, name in ipairs(COUNTERS) do
+    fields[#fields + 1] = name
+    fields[#fields + 1] = name .. ':' .. tenant
+  end
+  read_usage(fields)
+  return usage_values
+end
 
 -- The progress of a recount; nil if none is running. The new counters hold the jobs that were submitted up to
 -- `cursor`, and those submitted after `last`, which the recount does not visit.
@@ -42,62 +57,92 @@ local function is_recounted(progress, id)
   return false
 end
 
-local function add_to_counters(counters, amounts, sign)
-  local written, empty = {}, {}
-  for i = 1, #counters.fields do
-    local amount = amounts[(i - 1) % #COUNTERS + 1]
-    local value = counters.values[i] + sign * amount
-    counters.values[i] = value
+-- Add amounts to fields of a hash of counters, by field. One that becomes 0 is removed. `known` holds their values.
+local function add_to_counters(key, amounts, known)
+  local fields, written, empty = {}, {}, {}
+  for field in pairs(amounts) do fields[#fields + 1] = field end
+  local values = known or redis.call('HMGET', key, unpack(fields))
+  for i, field in ipairs(fields) do
+    local value = (known and known[field] or finite(values[i], 0)) + amounts[field]
     if value == 0 then
-      empty[#empty + 1] = counters.fields[i]
-    elseif amount ~= 0 then
-      written[#written + 1] = counters.fields[i]
+      empty[#empty + 1] = field
+    elseif amounts[field] ~= 0 then
+      written[#written + 1] = field
       written[#written + 1] = value
     end
   end
-  if #written > 0 then redis.call('HSET', counters.key, unpack(written)) end
-  if #empty > 0 then redis.call('HDEL', counters.key, unpack(empty)) end
+  if #written > 0 then redis.call('HSET', key, unpack(written)) end
+  if #empty > 0 then redis.call('HDEL', key, unpack(empty)) end
 end
 
--- Add a job to the counters (`sign` 1) or subtract it (-1). It must be in an index of states.
-local function count_job(usage, id, amounts, sign)
-  add_to_counters(usage, amounts, sign)
-  local progress = usage.progress and parse_recount(usage.progress)
-  if progress and is_recounted(progress, id) then
-    add_to_counters(load_counters(RECOUNT, usage.tenant), amounts, sign)
+-- Write all changes in two or three commands; also to the new counters, if those hold the jobs already. The jobs must
+-- be in an index of states. `guard_job` does this after each job; a script that changes counters elsewhere does it
+-- itself.
+local function write_usage()
+  if #usage_changes == 0 then
+    usage_values = {} -- a recount may replace the counters before the next change
+    return
   end
+  local changes, sums, fields = usage_changes, {}, {}
+  usage_changes = {}
+  for i = 1, #changes, 3 do
+    local field = changes[i + 1]
+    if not sums[field] then fields[#fields + 1] = field end
+    sums[field] = (sums[field] or 0) + changes[i + 2]
+  end
+  read_usage(fields)
+  local known = usage_values
+  usage_values = {}
+  add_to_counters(USAGE, sums, known)
+  local progress = known.recount and parse_recount(known.recount)
+  if not progress then return end
+  local recounted, is_in_new = {}, {}
+  for i = 1, #changes, 3 do
+    local id, field = changes[i], changes[i + 1]
+    if is_in_new[id] == nil then is_in_new[id] = is_recounted(progress, id) end
+    if is_in_new[id] then recounted[field] = (recounted[field] or 0) + changes[i + 2] end
+  end
+  if next(recounted) then add_to_counters(RECOUNT, recounted) end
 end
 
--- Count a job with a record that begins to wait (1) or no longer waits (-1).
+local function add_to_field(id, field, amount)
+  if amount == 0 then return end
+  local n = #usage_changes
+  usage_changes[n + 1], usage_changes[n + 2], usage_changes[n + 3] = id, field, amount
+end
+
+-- Add to a counter of all tenants and to that of one.
+local function add_to_both(id, job, name, amount)
+  add_to_field(id, name, amount)
+  add_to_field(id, name .. ':' .. job.tenant, amount)
+end
+
+-- Count a job with a record that begins to wait (1) or no longer waits (-1). `job.num_bytes` are those of its document,
+-- if they are known.
 local function count_stored_job(id, job, sign)
-  local amounts = waiting_amounts(redis.call('HSTRLEN', job_key(id), 'doc'), job.cost)
-  count_job(load_usage(job.tenant), id, amounts, sign)
+  add_to_both(id, job, 'jobs', sign)
+  add_to_both(id, job, 'bytes', sign * (job.num_bytes or redis.call('HSTRLEN', job_key(id), 'doc')))
+  add_to_both(id, job, 'tokens', sign * job.cost)
 end
 
 -- Count a job that is to end (1), or has ended (-1): while it has not, memory for its output is reserved.
 local function count_reservation(id, job, sign)
-  count_job(load_usage(job.tenant), id, reserved_amounts(job.reserved_bytes), sign)
-end
-
--- The virtual time charged to a tenant for its announced and running jobs of a queue.
-local function under_way_field(tenant, queue) return 'under_way:' .. tenant .. ':' .. queue end
-
--- The estimated tokens of the jobs that wait in a queue and are not delayed.
-local function queue_tokens_field(queue) return 'queue_tokens:' .. queue end
-
--- Add to a counter that has its own field, also in the new counters if they hold the job already.
-local function add_to_field(id, field, amount)
-  if amount == 0 then return end
-  local function add(key)
-    if increment(key, field, amount) == 0 then redis.call('HDEL', key, field) end
-  end
-  add(USAGE)
-  local text = redis.call('HGET', USAGE, 'recount')
-  local progress = text and parse_recount(text)
-  if progress and is_recounted(progress, id) then add(RECOUNT) end
+  add_to_both(id, job, 'unfinished', sign)
+  add_to_both(id, job, 'reserved', sign * job.reserved_bytes)
 end
 
 local function add_under_way(id, job, amount) add_to_field(id, under_way_field(job.tenant, job.queue), amount) end
+
+-- The virtual time charged to a tenant, with the changes of this script.
+local function load_under_way(tenant, queue)
+  local field = under_way_field(tenant, queue)
+  read_usage({ field })
+  local sum = usage_values[field]
+  for i = 1, #usage_changes, 3 do
+    if usage_changes[i + 1] == field then sum = sum + usage_changes[i + 2] end
+  end
+  return sum
+end
 
 -- Count the tokens of a job that begins to wait in its queue (1) or no longer waits there (-1). A delayed job waits
 -- there from the end of its delay.
