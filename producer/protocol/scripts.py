@@ -26,7 +26,8 @@ _CONSTANT = re.compile(
 
 # A function that only returns an expression without calls, such as the name of a key.
 _SHORT_FUNCTION = re.compile(
-    r"(?:--.*\n)*local function (\w+)\(([\w, ]+)\) return ([^(){}\n]+?) end *(?:--.*)?\n(?:\n|--.*\n)*"
+    r"(?:--.*\n)*local function (\w+)\(([\w, ]+)\) return ([^(){}\n]+?) end *(?:--.*)?\n"
+    r"(?:\n|--.*\n)*"
 )
 
 
