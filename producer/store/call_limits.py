@@ -38,16 +38,19 @@ def time_limit(timeout_s: float | None) -> Iterator[None]:
 
     An outer limit that ends earlier stays in force. None adds no limit.
     """
-    outer = _deadline.get()
-    deadline = outer
-    if timeout_s is not None:
-        deadline = time.monotonic() + timeout_s
-        deadline = deadline if outer is None else min(outer, deadline)
-    token = _deadline.set(deadline)
+    token = _deadline.set(_deadline_after(timeout_s))
     try:
         yield
     finally:
         _deadline.reset(token)
+
+
+def _deadline_after(timeout_s: float | None) -> float | None:
+    outer = _deadline.get()
+    if timeout_s is None:
+        return outer
+    deadline = time.monotonic() + timeout_s
+    return deadline if outer is None else min(outer, deadline)
 
 
 def limited_timeout(timeout_s: float) -> float:
@@ -127,15 +130,33 @@ class LimitedRetry(Retry):
         Raises:
             Exception: that of the last attempt.
         """
-        with _call(self.timeout_s, self._retries, is_retryable) as failures:
-            while True:
-                try:
-                    return do()
-                except self._supported_errors as error:
-                    failures.note(error)
-                    fail(error, failures.num) if with_failure_count else fail(error)
-                    pause_s = failures.pause_s(error)
-                time.sleep(pause_s)
+        if _is_repeated.get():  # the outer call is repeated
+            return self._attempt(do, fail, _Failures(0, is_retryable), with_failure_count)
+        # Without context managers, which took a tenth of a short call's time.
+        repeated = _is_repeated.set(True)
+        limited = _deadline.set(_deadline_after(self.timeout_s))
+        try:
+            failures = _Failures(self._retries, is_retryable)
+            return self._attempt(do, fail, failures, with_failure_count)
+        finally:
+            _deadline.reset(limited)
+            _is_repeated.reset(repeated)
+
+    def _attempt(
+        self,
+        do: Callable[[], Reply],
+        fail: Callable[..., Any],
+        failures: _Failures,
+        with_failure_count: bool,
+    ) -> Reply:
+        while True:
+            try:
+                return do()
+            except self._supported_errors as error:
+                failures.note(error)
+                fail(error, failures.num) if with_failure_count else fail(error)
+                pause_s = failures.pause_s(error)
+            time.sleep(pause_s)
 
 
 class AsyncLimitedRetry(AsyncRetry):

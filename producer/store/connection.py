@@ -230,8 +230,11 @@ class _Connection(_LeavesReplica):
 
     def _limit_waits(self) -> None:
         connection: Any = self
-        if connection._sock is not None:
-            connection._sock.settimeout(limited_timeout(connection.socket_timeout))
+        if connection._sock is None:
+            return
+        timeout_s = limited_timeout(connection.socket_timeout)
+        if connection._sock.gettimeout() != timeout_s:  # setting it is a system call
+            connection._sock.settimeout(timeout_s)
 
 
 class _AsyncConnection:
