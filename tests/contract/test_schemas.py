@@ -151,8 +151,15 @@ def test_real_records_fit_their_schema_and_hold_no_field_that_it_does_not_know(
     sealing = JobStore.from_url(redis_url, key_ring=KeyRing((new_key("a"),)), objects=objects)
     sealing.submit(prepare(parse_job({"prompt": "x"}), settings, job_id="sealed"))
     store.claim("sealed", owner="w", lease_ms=60_000, identity="i")
-    names: Any = store.client.hkeys(keys.job("sealed"))
-    seen.update(name.decode() for name in names)
+    for name in "xy":
+        store.submit(prepare(parse_job({"prompt": name * 600}), settings, job_id=name))
+    claim = store.claim("y", owner="w", lease_ms=60_000, identity="i", session="s")
+    assert isinstance(claim, Claim)
+    store.release([HeldJob("y", claim.fence)], cause=ReleaseCause.SLICED)
+    store.claim("x", owner="w", lease_ms=0, identity="i", session="s", prefixes=("other",))
+    for job_id in ("sealed", "x", "y"):
+        names: Any = store.client.hkeys(keys.job(job_id))
+        seen.update(name.decode() for name in names)
     assert seen <= known
     assert known - seen == set()
     sealing.close()
