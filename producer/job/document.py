@@ -187,7 +187,14 @@ class GenerationJob(ChatFields, SamplingControls):
     """Texts to score, alone or against a query. Give it instead of `prompt` and `messages`;
     docs/embeddings.md says how."""
 
-    lora: Annotated[str, AfterValidator(_check_adapter)] | None = optional(None)
+    lora: (
+        Annotated[
+            str,
+            AfterValidator(_check_adapter),
+            Field(json_schema_extra={"pattern": keys.TENANT_PATTERN}),
+        ]
+        | None
+    ) = optional(None)
     """Name of a LoRA adapter of the model, which the operator has added. Submit resolves it to a
     version, so that all of the job is computed with the same weights."""
 

@@ -27,6 +27,7 @@ from batchmill.producer.protocol.records import JobRecord, read_job
 from batchmill.producer.protocol.replies import Claim, HeldJob, ReleaseCause, TokenWrite
 from batchmill.producer.schemas import render, schemas
 from batchmill.producer.store import batch_calls, receivers
+from batchmill.producer.store.adapters import RegisteredAdapter, register_adapter
 from batchmill.producer.store.job_store import JobStore
 from batchmill.producer.store.submission import prepare
 from batchmill.producer.webhook.target import TargetPolicy
@@ -151,8 +152,10 @@ def test_real_records_fit_their_schema_and_hold_no_field_that_it_does_not_know(
     sealing = JobStore.from_url(redis_url, key_ring=KeyRing((new_key("a"),)), objects=objects)
     sealing.submit(prepare(parse_job({"prompt": "x"}), settings, job_id="sealed"))
     store.claim("sealed", owner="w", lease_ms=60_000, identity="i")
+    register_adapter(store, RegisteredAdapter(name="style", digest="0" * 32, model="demo"))
     for name in "xy":
-        store.submit(prepare(parse_job({"prompt": name * 600}), settings, job_id=name))
+        fields = {"prompt": name * 600, "lora": "style"}
+        store.submit(prepare(parse_job(fields), settings, job_id=name))
     claim = store.claim("y", owner="w", lease_ms=60_000, identity="i", session="s")
     assert isinstance(claim, Claim)
     store.release([HeldJob("y", claim.fence)], cause=ReleaseCause.SLICED)

@@ -23,6 +23,7 @@ CONTENTS = {
     "broker_url": URL,
     "broker_urls": f"a={URL} b=redis://worker:password@other:6379/0",
     "encryption_keys": new_key("a").to_text(),
+    "payload_url": "s3://key:password@bucket/jobs",
     "watermark_keys": '{"a": "%s"}' % ("secret" * 8),
     "webhook_secret": SECRET,
     "webhook_secrets": f'{{"billing": "{SECRET}"}}',

@@ -13,6 +13,7 @@ import torch
 from batchmill.kernels.ops.gated_activation import gelu_and_mul, silu_and_mul
 from batchmill.kernels.ops.int8_linear import make_int8_linear
 from batchmill.kernels.ops.linear import make_linear
+from batchmill.kernels.ops.lora import add_lora
 from batchmill.kernels.ops.paged_attention import paged_attention
 from batchmill.kernels.ops.rms_norm import add_rms_norm, rms_norm
 from batchmill.kernels.ops.rope import apply_rope
@@ -41,6 +42,7 @@ CALLS: dict[str, Callable[[], object]] = {
     "gelu_and_mul": lambda: gelu_and_mul(ROWS, backend=NOWHERE),
     "linear": lambda: make_linear(ROWS, backend=NOWHERE),
     "int8_linear": lambda: make_int8_linear(ROWS, backend=NOWHERE),
+    "add_lora": lambda: add_lora(ROWS, ROWS, (), (8,), backend=NOWHERE),
     "sample": lambda: sample(ROWS, torch.ones(1), SLOT, torch.ones(1), SLOT, SLOT, backend=NOWHERE),
 }
 

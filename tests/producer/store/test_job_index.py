@@ -58,8 +58,8 @@ def test_jobs_are_listed_newest_first_with_where_they_are(bench: Any, client: Cl
     old = client.submit(prompt="hi", tags=["mail", "night run"])
     new = client.submit(prompt="hi")
     at = {old.id: 1000, new.id: 2000}
-    for job_id, score in at.items():
-        bench.redis.zadd(keys.state_index("queued"), {job_id: score})
+    for job_id, at_ms in at.items():
+        set_time(bench, job_id, at_ms)
     finish(bench, old.id)
     page = client.list()
     assert ids(page) == [new.id, old.id]
@@ -294,10 +294,16 @@ def test_the_asyncio_client_does_the_same(redis_url: str, bench: Any) -> None:
     asyncio.run(asyncio.wait_for(test(), timeout=60))
 
 
+def set_time(bench: Any, job_id: str, at_ms: int) -> None:
+    """As if a job had been submitted at a time."""
+    bench.redis.hset(keys.job(job_id), "enqueued_at_ms", at_ms)
+    bench.redis.zadd(keys.state_index("queued"), {job_id: at_ms})
+
+
 def submit_at(bench: Any, client: Client, at_ms: int, **fields: Any) -> str:
     """Submit a job as if at a time."""
     job = client.submit(prompt="hi", **fields)
-    bench.redis.zadd(keys.state_index("queued"), {job.id: at_ms})
+    set_time(bench, job.id, at_ms)
     return str(job.id)
 
 
