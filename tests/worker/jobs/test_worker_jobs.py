@@ -280,7 +280,7 @@ def test_a_deadline_stops_a_running_job(running_mill: Mill, monitor: Monitor) ->
 def test_a_request_that_the_engine_refuses_fails_without_a_retry(
     running_mill: Mill, monitor: Monitor
 ) -> None:
-    long = running_mill.submit("x" * 20_000)
+    long = running_mill.submit("x" * 200_000)
     refused = running_mill.submit("<<refuse>>")
 
     records = running_mill.wait_ended(long, refused)
