@@ -9,7 +9,7 @@ import pytest
 
 from batchmill.producer.job.batch import BatchUsage, CachedTokensDetails
 from batchmill.producer.protocol import keys
-from batchmill.producer.protocol.replies import CompleteStatus, JobState
+from batchmill.producer.protocol.replies import ClaimRefusal, CompleteStatus, JobState
 from batchmill.producer.protocol.used_tokens import Amounts, UsedTokens
 from batchmill.producer.store.usage_sums import LABELS, UsageSum, grouped, usage_sums
 
@@ -75,6 +75,20 @@ def test_an_end_without_a_report_counts_the_stored_output(bench: Any) -> None:
     bench.started("late")
     end(bench, "late", None, state=JobState.EXPIRED, result=None, token_ids=[1, 2, 3])
     assert total(bench) == Amounts(2, 0, 3, 0)
+
+
+def test_a_job_that_expires_at_its_claim_counts_once_under_its_labels(
+    bench: Any, client: Any
+) -> None:
+    bench.started("j", tenant="acme", api_key="key_1")
+    end(bench, "j", UsedTokens(10, 2, 0), state=JobState.FAILED, result=None, error=ERROR)
+    client.retry("j")
+    bench.redis.hset(keys.job("j"), "deadline_at_ms", 1)
+    refusal = bench.store.claim("j", owner="w", lease_ms=60_000, identity="i")
+    assert refusal is ClaimRefusal.EXPIRED
+    assert sums(bench, "tenant", "key", "model") == {
+        ("acme", "key_1", "demo"): Amounts(1, 10, 2, 0)
+    }
 
 
 def test_an_attempt_that_is_followed_by_another_counts_nothing(bench: Any) -> None:

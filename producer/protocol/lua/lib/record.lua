@@ -39,9 +39,14 @@ local function add_fields(job, names, values, offset)
   for i, name in ipairs(names) do job[name] = values[offset + i] end
 end
 
--- Read what the end of an attempt needs, unless `load_job` has read it already.
+-- Read what the end of an attempt needs, unless `load_job` has read all of it already.
 local function load_end_fields(id, job)
-  if job.history == nil then add_fields(job, END_FIELDS, redis.call('HMGET', job_key(id), unpack(END_FIELDS)), 0) end
+  for _, name in ipairs(END_FIELDS) do
+    if job[name] == nil then -- `false` is a field that was read, and is not set
+      add_fields(job, END_FIELDS, redis.call('HMGET', job_key(id), unpack(END_FIELDS)), 0)
+      return
+    end
+  end
 end
 
 local function check_record(state, queue, fence, result_ttl_ms)
