@@ -66,6 +66,14 @@ def test_no_job_is_passed_over_more_than_four_times(bench: Any) -> None:
     assert taken(bench, "b") == ["b0", "b1", "b2", "b3", "a", "b4", "b5"]
 
 
+def test_a_forged_count_ends_its_own_job_and_stops_no_claim(bench: Any) -> None:
+    bench.submit("a", prefix="a")
+    bench.submit("b", prefix="b")
+    bench.redis.hset(keys.job("a"), "passed_over", "rubbish")
+    assert take(bench, "b") == ("a", ClaimRefusal.UNUSABLE)
+    assert taken(bench, "b") == ["b"]
+
+
 @pytest.mark.parametrize(
     ("first", "second"),
     [

@@ -4,7 +4,7 @@
 -- Fields of a record that are whole numbers if they are set.
 local INTEGER_FIELDS = { 'fence', 'attempts', 'announcements', 'suspect', 'crashes', 'restarts', 'charge',
   'output_events', 'output_told', 'output_due_ms', 'enqueued_at_ms', 'started_at_ms', 'result_ttl_ms',
-  'cost', 'run', 'reserved_bytes', 'retries' }
+  'cost', 'run', 'reserved_bytes', 'retries', 'lost_leases', 'passed_over', 'key_refusals', 'version_refusals' }
 
 -- Whether scripts can work with a job's keys.
 local function is_valid_job(id)
