@@ -13,6 +13,7 @@ from batchmill.producer.protocol import keys
 from batchmill.producer.protocol.calls.call import Read
 from batchmill.producer.protocol.content import Cipher, Unopened
 from batchmill.producer.protocol.opening import open_fields, open_output
+from batchmill.producer.protocol.payloads import READS_OBJECTS
 from batchmill.producer.protocol.replies import JobState
 from batchmill.producer.protocol.token_bytes import decode_tokens
 from batchmill.producer.results import JobResult
@@ -150,7 +151,7 @@ def new_output(job_id: str, position: StreamPosition) -> Read[list[Any]]:
         result = others[2]
         if isinstance(result, Unopened):
             raise result.error
-        is_all_sealed = sealed_with is not None
+        is_all_sealed = _names_keys(sealed_with)
         starts = {
             "tokens": position.num_tokens * 4,
             "text": position.num_text_bytes,
@@ -176,6 +177,11 @@ def new_output(job_id: str, position: StreamPosition) -> Read[list[Any]]:
         return replies
 
     return Read(queue, parse, is_atomic=True, opens=opens)
+
+
+def _names_keys(sealed_with: bytes | None) -> bool:
+    """Return whether `sealed_with` names a key, and not only the ability to read objects."""
+    return any(name != READS_OBJECTS.encode() for name in (sealed_with or b"").split())
 
 
 class StreamReader:

@@ -43,7 +43,7 @@ class PayloadSweep:
             pass
 
     def _sweep_some(self) -> bool:
-        """Delete some objects; return whether more may be due."""
+        """Delete some objects; return whether more may be due, and the store deletes them."""
         num_seen, names = self._store.run(calls.take_unused(_LIMIT, repeat_ms=_REPEAT_MS))
         if names:
             gone = self._objects.delete(names)
@@ -54,4 +54,5 @@ class PayloadSweep:
                 _log.info("objects_deleted", num_objects=len(gone))
             if num_failed:
                 _log.warning("objects_not_deleted", num_objects=num_failed)
+                return False  # a store that is away would fail for each of the others, too
         return max(num_seen, len(names)) == _LIMIT

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -29,11 +30,19 @@ from batchmill.producer.protocol.payloads import (
     is_reference,
     read_reference,
 )
-from batchmill.producer.protocol.replies import Claim, ClaimRefusal, JobState, SubmitStatus
+from batchmill.producer.protocol.replies import (
+    Claim,
+    ClaimRefusal,
+    JobState,
+    SubmitStatus,
+    TokenWrite,
+)
 from batchmill.producer.results import JobResult
 from batchmill.producer.settings import ProducerSettings
 from batchmill.producer.store.ended_jobs import ended_jobs
+from batchmill.producer.store.job_output import StreamReader
 from batchmill.producer.store.job_store import JobStore
+from batchmill.worker.jobs import payload_sweep
 from batchmill.worker.jobs.payload_sweep import PayloadSweep
 from batchmill.worker.metrics.worker_meter import JobMeter
 
@@ -118,6 +127,16 @@ def test_a_record_holds_references_and_every_reader_finds_the_content(
     is_sealed = bool(large.store.key_ring.key_ids)
     for path in folder.iterdir():
         assert (b"CANARY" in path.read_bytes()) is not is_sealed
+
+
+def test_the_output_of_a_job_with_a_large_prompt_can_be_streamed(large: Bench) -> None:
+    claim = large.started("j", document=DOCUMENT)
+    write = TokenWrite("j", claim.fence, position=0, token_ids=[1, 2], text=b"ab")
+    large.store.checkpoint([write], lease_ms=60_000)
+    reader = StreamReader("j", None)
+    piece = reader.take(large.store.read(reader.next_read()))
+    assert piece is not None
+    assert (piece.text, piece.token_ids) == ("ab", [1, 2])
 
 
 def test_short_content_stays_in_redis_and_costs_no_call(large: Bench, folder: Path) -> None:
@@ -222,6 +241,24 @@ def test_a_failed_deletion_is_tried_again(large: Bench, folder: Path) -> None:
     sweep_now(large)
     assert names_in(folder) == []
     assert large.redis.exists(keys.PAYLOADS_UNUSED) == 0
+
+
+def test_a_sweep_ends_at_the_first_failure(large: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Otherwise one that has many objects to delete asks a store that hangs for hours."""
+    complete(large, large.started("j", document=DOCUMENT))
+    large.store.run(job_calls.forget("j"))
+    monkeypatch.setattr(payload_sweep, "_LIMIT", 1)
+    objects = large.store.objects
+    assert objects is not None
+    tried: list[str] = []
+
+    def fail(names: Iterable[str]) -> list[str]:
+        tried.extend(names)
+        return []
+
+    monkeypatch.setattr(objects, "delete", fail)
+    sweep_now(large)
+    assert len(tried) == 1
 
 
 def test_a_dead_letter_keeps_the_object_after_the_record(large: Bench, folder: Path) -> None:
