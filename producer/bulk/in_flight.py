@@ -15,6 +15,7 @@ from batchmill.producer.errors import (
     IdempotencyConflict,
     JobRejected,
     JobUnfinished,
+    PayloadUnreachable,
     QueueFull,
     UnknownJob,
 )
@@ -178,7 +179,7 @@ class InFlight:
         """Submit records; return False if some of them could not be accepted now."""
         try:
             replies = self._shards.submit([job for _, job in batch])
-        except CONNECTION_ERRORS as error:
+        except (*CONNECTION_ERRORS, PayloadUnreachable) as error:
             self._hold(batch, self._outage.pause_s(error))
             return False
         self._outage.end()
@@ -286,9 +287,15 @@ class InFlight:
     def _load(self, job_ids: Sequence[str]) -> list[EndedJob]:
         while True:
             try:
-                return self._shards.read_each(job_ids, ended_jobs)
-            except CONNECTION_ERRORS as error:
+                found = self._shards.read_each(job_ids, ended_jobs)
+                for ended in found:
+                    if isinstance(ended.unreadable, PayloadUnreachable):
+                        raise ended.unreadable
+            except (*CONNECTION_ERRORS, PayloadUnreachable) as error:
                 time.sleep(self._outage.pause_s(error))
+            else:
+                self._outage.end()
+                return found
 
     def _write(self, ended: EndedJob) -> None:
         for waiting in self._waiting.pop(ended.id):

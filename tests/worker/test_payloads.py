@@ -12,6 +12,8 @@ import pytest
 from pydantic import SecretStr
 
 from batchmill.producer import Client, JobFailed
+from batchmill.producer.bulk.options import BulkOptions
+from batchmill.producer.bulk.run import BulkRun
 from batchmill.producer.encryption.key_ring import KeyRing, new_key
 from batchmill.producer.protocol import keys
 from batchmill.producer.protocol.payloads import is_reference
@@ -168,6 +170,46 @@ def test_a_bulk_run_takes_large_prompts_and_results(
     first, second, *_ = expected_tokens(PROMPT, NUM_TOKENS)
     assert f"w{first} w{second}" in out.read_text()
     assert len(names_in(folder)) == 2
+
+
+class FirstCallsFail:
+    """A file system whose first write and first read fail."""
+
+    def __init__(self, system: Any) -> None:
+        self._system = system
+        self.failed: set[str] = set()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._system, name)
+
+    def open(self, path: str, mode: str) -> Any:
+        if mode not in self.failed:
+            self.failed.add(mode)
+            raise OSError("the store is away")
+        return self._system.open(path, mode)
+
+
+def test_a_bulk_run_waits_while_the_store_is_away(
+    mill: Mill,
+    client: Client,
+    settings: ProducerSettings,
+    folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    mill.start_worker("w1", **worker_settings(folder))
+    objects = settings.object_store
+    assert objects is not None
+    away = FirstCallsFail(objects._system)
+    monkeypatch.setattr(objects, "_system", away)
+    lines = tmp_path / "in.jsonl"
+    lines.write_text(json.dumps({"prompt": PROMPT, "max_tokens": NUM_TOKENS, "seed": 7}) + "\n")
+    options = BulkOptions(lines, tmp_path / "out.jsonl", tmp_path / "errors.jsonl")
+
+    counts = BulkRun(client._shards, settings, options).run(lambda _: None, lambda _: None)
+
+    assert (counts.completed, counts.failed) == (1, 0)
+    assert away.failed == {"wb", "rb"}
 
 
 def test_an_inbox_document_waits_while_the_store_is_away(

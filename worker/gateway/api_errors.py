@@ -127,6 +127,13 @@ def api_error(error: Exception) -> ApiError | None:
                 code="broker_unavailable",
                 headers={"retry-after": "1"},
             )
+        case producer.PayloadUnreachable():
+            return ApiError(
+                503,
+                "the store of large prompts and results cannot be reached at the moment; try again",
+                code=error.code,
+                headers={"retry-after": "1"},
+            )
         case _:
             return None
 

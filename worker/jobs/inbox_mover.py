@@ -170,8 +170,11 @@ class InboxMover:
 
         Raises:
             JobRejected: the id belongs to another job.
+            PayloadUnreachable: the known job's document cannot be read now.
         """
         record = self._store.load(new.job_id)
+        if record is not None and isinstance(record.unreadable, PayloadUnreachable):
+            raise record.unreadable
         if record is not None and record.unreadable is not None:
             raise JobRejected(
                 f"id: {new.job_id} is the id of a job that cannot be compared: {record.unreadable}",

@@ -2,7 +2,15 @@
 
 from __future__ import annotations
 
-from batchmill.producer.errors import BrokerUnavailable, JobFailed, NotReplicated
+import pytest
+
+from batchmill.producer.errors import (
+    BatchmillError,
+    BrokerUnavailable,
+    JobFailed,
+    NotReplicated,
+    PayloadUnreachable,
+)
 from batchmill.worker.gateway.api_errors import api_error
 
 
@@ -15,8 +23,13 @@ def test_a_job_that_too_few_replicas_have_is_not_repeated_without_a_key() -> Non
     assert "the same Idempotency-Key" in str(error)
 
 
-def test_a_broker_that_is_away_is_tried_again() -> None:
-    error = api_error(BrokerUnavailable("nothing replied"))
+@pytest.mark.parametrize(
+    "cause",
+    [BrokerUnavailable("nothing replied"), PayloadUnreachable("it took too long")],
+    ids=["broker", "object store"],
+)
+def test_a_store_that_is_away_is_tried_again(cause: BatchmillError) -> None:
+    error = api_error(cause)
     assert error is not None
     assert (error.status, error.headers) == (503, {"retry-after": "1"})
 

@@ -6,12 +6,14 @@ import json
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
 import pytest
 from redis.exceptions import ConnectionError
 
+from batchmill.producer.errors import PayloadUnreachable
 from batchmill.producer.protocol import keys
 from batchmill.producer.protocol.replies import JobState
 from batchmill.worker.jobs import inbox_mover
@@ -146,6 +148,22 @@ def test_a_document_waits_while_its_structure_cannot_be_checked(
 
     mill.wait_for(moved, "the document to be tried again")
     assert mill.state("kept") is JobState.QUEUED
+    assert not mill.store.dead_letters()
+
+
+def test_a_repeated_document_waits_while_the_known_one_cannot_be_read(
+    mill: Mill, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mover = new_mover(mill)
+    push(mill, id="known", prompt="x", max_tokens=2)
+    mover.move_documents()
+    away = replace(mill.record("known"), unreadable=PayloadUnreachable("it took too long"))
+    monkeypatch.setattr(mill.store, "load", lambda _: away)
+    push(mill, id="known", prompt="x", max_tokens=2)
+
+    mover.move_documents()
+
+    assert mill.store.counts().inbox == 1
     assert not mill.store.dead_letters()
 
 
