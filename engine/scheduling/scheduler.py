@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 
 from batchmill.engine.errors import ConfigError, RequestError
 from batchmill.engine.request.request import Request, RequestStatus
@@ -182,10 +183,13 @@ class Scheduler:
             decodes = self._speculation.add_drafts(decodes, builder, self._running)
         chunks = (*builder.chunks, *builder.pooled_chunks)
         is_stuck = not (decodes or chunks or is_in_flight) and self.has_requests
-        if is_stuck and self._num_guides and len(self.running) > 1:
-            # All wait for partners that do not fit: make room for that of the first.
-            self._preempt(self.running[-1])
-            return self.schedule()
+        num_kept = 0 if self._adapters.is_used else 1
+        if is_stuck and self._num_guides and len(self.running) > num_kept:
+            # All wait for partners that do not fit: make room for that of the first. It may wait
+            # itself, behind a request whose adapter has no room beside its own.
+            preempted += self._preempt(self.running[-1])
+            batch = self.schedule()
+            return replace(batch, preempted=(*preempted, *batch.preempted))
         assert not is_stuck or self.without_adapter(), "requests wait, and none can be computed"
         return ScheduledBatch(
             decodes=tuple(decodes),

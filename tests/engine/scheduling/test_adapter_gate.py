@@ -12,6 +12,7 @@ from batchmill.engine.request.adapter import Adapter
 from batchmill.engine.request.request import Request
 from batchmill.engine.request.sampling_params import SamplingParams
 from batchmill.engine.scheduling.block_pool import BlockPool, extend_block_hashes, salted_root
+from batchmill.engine.scheduling.guided_pairs import guided_of
 from batchmill.engine.scheduling.scheduler import Scheduler
 from batchmill.engine.scheduling.waiting_queue import MAX_OVERTAKEN
 
@@ -104,6 +105,52 @@ def test_a_hundred_adapters_take_turns(num_slots: int) -> None:
     assert sorted(order) == list(range(300))
     assert max(each.num_overtaken for each in requests) <= MAX_OVERTAKEN + 16  # one more batch
     assert slots.num_loads <= 120  # each is loaded about once
+
+
+def test_a_guide_that_waits_behind_another_adapter_does_not_stop_the_scheduler() -> None:
+    scheduler = Scheduler(
+        BlockPool(512, 4), max_num_seqs=64, max_num_batched_tokens=64, adapters=Slots(1)
+    )
+    first, second = Adapter("a" * 32, 1), Adapter("b" * 32, 1)
+    ended = set()
+
+    def add(name: str, adapter: Adapter, *, num_tokens: int = 3, is_guided: bool = False) -> None:
+        request, guide = (
+            Request(
+                f"{name}{kind}",
+                [1, 2, 3],
+                SamplingParams(),
+                seed=0,
+                max_num_tokens=3 + num_tokens,
+                adapter=adapter,
+            )
+            for kind in ("", " guide")
+        )
+        if is_guided:
+            request.guide_by(guide, 2.0)
+        scheduler.add(request)
+
+    def step() -> None:
+        batch = scheduler.schedule()
+        assert len({each.adapter for each in batch.requests}) == 1
+        scheduler.mark_launched(batch)
+        scheduler.update(batch, [7] * len(batch.sampled_requests))
+        for request in map(guided_of, batch.sampled_requests):
+            if request.num_tokens == request.max_num_tokens and request.request_id not in ended:
+                ended.add(request.request_id)
+                scheduler.finish(request)
+        scheduler.check_invariants()
+
+    add("running", first, num_tokens=8)
+    step()
+    add("overtaken", second)
+    # So many overtake it that it is the turn of a guide when no more may.
+    add("alone", first)
+    for number in range(MAX_OVERTAKEN):
+        add(f"guided {number}", first, is_guided=True)
+    while scheduler.has_requests:
+        step()
+    assert len(ended) == MAX_OVERTAKEN + 3
 
 
 def test_steps_cost_nothing_more_once_requests_with_adapters_have_ended() -> None:
