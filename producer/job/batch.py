@@ -115,6 +115,15 @@ class CachedTokensDetails(BaseModel):
     """Prompt tokens found in the prefix cache."""
 
 
+class ReasoningTokensDetails(BaseModel):
+    """The parts of the outputs."""
+
+    model_config = _CONFIG
+
+    reasoning_tokens: int = 0
+    """Tokens of thoughts, with those of their markup."""
+
+
 class BatchUsage(BaseModel):
     """Tokens of a batch's ended jobs, as OpenAI names them."""
 
@@ -128,6 +137,9 @@ class BatchUsage(BaseModel):
 
     output_tokens: int = 0
     """Generated tokens, of all samples."""
+
+    output_tokens_details: ReasoningTokensDetails = Field(default_factory=ReasoningTokensDetails)
+    """How many of them are thoughts."""
 
     total_tokens: int = 0
     """Both together."""
@@ -240,6 +252,7 @@ def _usage(amounts: Amounts) -> dict[str, Any]:
         "input_tokens": amounts.prompt_tokens,
         "input_tokens_details": {"cached_tokens": amounts.cached_tokens},
         "output_tokens": amounts.completion_tokens,
+        "output_tokens_details": {"reasoning_tokens": amounts.reasoning_tokens},
         "total_tokens": amounts.prompt_tokens + amounts.completion_tokens,
     }
 

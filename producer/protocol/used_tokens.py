@@ -13,6 +13,8 @@ class UsedTokens(NamedTuple):
     completion: int = 0
     #: Those of the prompt that came from the prefix cache.
     cached: int = 0
+    #: Those of the completion that are thoughts.
+    reasoning: int = 0
 
 
 class Amounts(NamedTuple):
@@ -23,6 +25,8 @@ class Amounts(NamedTuple):
     completion_tokens: int = 0
     #: Those of the prompts that came from the prefix cache.
     cached_tokens: int = 0
+    #: Those of the completions that are thoughts.
+    reasoning_tokens: int = 0
 
     def plus(self, other: Amounts) -> Amounts:
         """Return both together."""
@@ -32,6 +36,8 @@ class Amounts(NamedTuple):
 def read_amounts(text: Any) -> Amounts:
     """Return stored sums; zeros for what batchmill did not write."""
     words = text.split() if isinstance(text, bytes) else []
-    if len(words) != len(Amounts._fields) or not all(word.isdigit() for word in words):
+    # Older versions did not count thoughts.
+    is_known = len(words) in (len(Amounts._fields) - 1, len(Amounts._fields))
+    if not is_known or not all(word.isdigit() for word in words):
         return Amounts()
     return Amounts(*map(int, words))

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from batchmill.producer.store.usage_sums import Label, UsageSum
 
 _DEFAULT_DAYS = 30
-_AMOUNTS = ("jobs", "prompt_tokens", "completion_tokens", "cached_tokens")
+_AMOUNTS = ("jobs", "prompt_tokens", "completion_tokens", "cached_tokens", "reasoning_tokens")
 _DAY = "A day in UTC: 2026-12-01, or a distance such as 7d."
 
 

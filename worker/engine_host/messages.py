@@ -238,6 +238,11 @@ class Finished:
         num_tokens = sum(len(each.token_ids) for each in self.samples) or len(self.token_ids)
         return num_tokens + self.num_section_tokens
 
+    @property
+    def num_thought_tokens(self) -> int:
+        """Those of all samples together that are thoughts."""
+        return sum(each.num_reasoning_tokens for each in self.samples or (self,))
+
 
 @dataclass(frozen=True, slots=True)
 class Refused:

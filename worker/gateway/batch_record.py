@@ -44,7 +44,6 @@ class GatewayBatch:
         has_errors = has_ended and counts.total > counts.completed
         return {
             **status.model_dump(mode="json"),
-            "usage": _openai_usage(status),
             "endpoint": self.details["endpoint"],
             "input_file_id": self.details["input_file_id"],
             "completion_window": self.details["completion_window"],
@@ -54,11 +53,6 @@ class GatewayBatch:
             "error_file_id": output_id(status.id, "error") if has_errors else None,
             "model": self.model,
         }
-
-
-def _openai_usage(status: BatchStatus) -> dict[str, Any]:
-    # There are no tokens of reasoning apart from those of the output.
-    return {**status.usage.model_dump(), "output_tokens_details": {"reasoning_tokens": 0}}
 
 
 def output_id(batch_id: str, kind: str) -> str:

@@ -74,7 +74,10 @@ def finished_end(job: ActiveJob, finished: Finished, *, worker: str, model: str)
         error = _STOP_ERRORS[state]
     result = build_result(job, finished, state, error, worker=worker, model=model)
     used = UsedTokens(
-        finished.num_prompt_tokens, finished.num_output_tokens, finished.num_cached_tokens
+        finished.num_prompt_tokens,
+        finished.num_output_tokens,
+        finished.num_cached_tokens,
+        finished.num_thought_tokens,
     )
     return _end(state, result, error, finished.num_output_tokens, used)
 

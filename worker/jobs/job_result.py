@@ -122,9 +122,7 @@ def _list_or_none(values: Sequence[_T] | None) -> list[_T] | None:
 
 def _usage(finished: Finished) -> Usage:
     num_output_tokens = finished.num_output_tokens
-    num_reasoning_tokens = sum(
-        each.num_reasoning_tokens for each in finished.samples or (finished,)
-    )
+    num_reasoning_tokens = finished.num_thought_tokens
     details = CompletionTokensDetails(reasoning_tokens=num_reasoning_tokens)
     return Usage(
         prompt_tokens=finished.num_prompt_tokens,

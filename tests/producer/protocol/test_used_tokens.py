@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from batchmill.producer.job.batch import BatchUsage, CachedTokensDetails
+from batchmill.producer.job.batch import BatchUsage, CachedTokensDetails, ReasoningTokensDetails
 from batchmill.producer.protocol import keys
 from batchmill.producer.protocol.replies import ClaimRefusal, CompleteStatus, JobState
 from batchmill.producer.protocol.used_tokens import Amounts, UsedTokens
@@ -106,7 +106,7 @@ def test_a_retry_after_the_end_adds_only_what_is_more(bench: Any, client: Any) -
     bench.claim("j")
     end(bench, "j", UsedTokens(10, 7, 8))
     assert total(bench) == Amounts(1, 10, 7, 8)
-    assert bench.redis.hget(keys.job("j"), "used_tokens") == b"1 10 7 8"
+    assert bench.redis.hget(keys.job("j"), "used_tokens") == b"1 10 7 8 0"
 
 
 def test_a_shorter_output_of_a_retry_takes_nothing_back(bench: Any, client: Any) -> None:
@@ -122,12 +122,13 @@ def test_a_batch_has_the_sums_of_its_jobs_until_its_end(bench: Any, client: Any)
     batch = client.create_batch(lines(2))
     first, second = ids_of(bench, batch.id)
     bench.claim(first)
-    end(bench, first, UsedTokens(10, 5, 3))
+    end(bench, first, UsedTokens(10, 5, 3, 2))
     usage = client.batch(batch.id).usage
     assert usage == BatchUsage(
         input_tokens=10,
         input_tokens_details=CachedTokensDetails(cached_tokens=3),
         output_tokens=5,
+        output_tokens_details=ReasoningTokensDetails(reasoning_tokens=2),
         total_tokens=15,
     )
     bench.claim(second)
@@ -137,7 +138,7 @@ def test_a_batch_has_the_sums_of_its_jobs_until_its_end(bench: Any, client: Any)
     bench.claim(second)
     end(bench, second, UsedTokens(1, 4, 0))
     assert client.batch(batch.id).usage.total_tokens == 17
-    assert total(bench) == Amounts(2, 11, 9, 3)
+    assert total(bench) == Amounts(2, 11, 9, 3, 2)
 
 
 def test_erasing_a_job_keeps_the_sums(bench: Any, client: Any) -> None:
@@ -178,7 +179,7 @@ def test_the_sweep_forgets_old_days(bench: Any) -> None:
     assert total(bench) == Amounts(1, 10, 5, 4)
 
 
-@pytest.mark.parametrize("value", ["nonsense", "1 2 3", "-1 nan 1e999 0", "9 9 9 9 9"])
+@pytest.mark.parametrize("value", ["nonsense", "1 2 3", "-1 nan 1e999 0", "9 9 9 9 9 9"])
 def test_forged_sums_and_keys_stop_no_end(bench: Any, value: str) -> None:
     day = (today(bench) - EPOCH).days
     for each in (day, day + 1):

@@ -16,6 +16,7 @@ from batchmill.producer.store.job_store import JobStore
 from ..command_line import call, error_of
 
 Broker = dict[str, str]
+TOKENS = ["prompt_tokens", "completion_tokens", "cached_tokens", "reasoning_tokens"]
 
 
 @pytest.fixture
@@ -25,7 +26,8 @@ def days(store: JobStore) -> list[str]:
     found = [today - timedelta(days=number) for number in (0, 3, 40)]
     for number, day in enumerate(found):
         key = keys.used_tokens((day - datetime(1970, 1, 1, tzinfo=UTC).date()).days)
-        store.client.hset(key, "acme:key_1:demo", f"{number + 1} 100 10 64")
+        store.client.hset(key, "acme:key_1:demo", f"{number + 1} 100 10 64 4")
+        # As versions have written them that did not count thoughts.
         store.client.hset(key, "acme::demo", "1 1 2 0")
         store.client.hset(key, "other::a/b:c", "1 5 5 0")
     return [day.isoformat() for day in found]
@@ -48,6 +50,7 @@ def test_usage_is_summed_up_by_the_labels_that_are_asked_for(
             "prompt_tokens": 202,
             "completion_tokens": 24,
             "cached_tokens": 128,
+            "reasoning_tokens": 8,
         },
         {
             "tenant": "other",
@@ -55,6 +58,7 @@ def test_usage_is_summed_up_by_the_labels_that_are_asked_for(
             "prompt_tokens": 10,
             "completion_tokens": 10,
             "cached_tokens": 0,
+            "reasoning_tokens": 0,
         },
     ]
     (both, only) = data("--by", "key", "--tenant", "acme", "--since", days[2], **broker)
@@ -71,9 +75,9 @@ def test_usage_is_summed_up_by_the_labels_that_are_asked_for(
 def test_csv_has_the_same_rows(broker: Broker, days: list[str]) -> None:
     answer = call("usage", "--by", "tenant,model", "--csv", **broker)
     assert list(csv.reader(io.StringIO(answer.stdout))) == [
-        *(["tenant", "model", "jobs", "prompt_tokens", "completion_tokens", "cached_tokens"],),
-        *(["acme", "demo", "5", "202", "24", "128"],),
-        *(["other", "a/b:c", "2", "10", "10", "0"],),
+        ["tenant", "model", "jobs", *TOKENS],
+        ["acme", "demo", "5", "202", "24", "128", "8"],
+        ["other", "a/b:c", "2", "10", "10", "0", "0"],
     ]
 
 

@@ -28,6 +28,7 @@ def sums_of_tenants(mill: Mill) -> dict[str, Amounts]:
 def test_the_sums_are_those_of_the_results_after_kill_9_and_retries(mill: Mill) -> None:
     worker = mill.start_worker(stub=SLOW, max_num_seqs=8)
     prompts = [f"{'long ' * (number % 5)}prompt {number}" for number in range(24)]
+    prompts[2] += " <<think=5>>"
     prompts[3] += " <<oom@20x1>>"  # tried again by itself
     prompts[5] += " <<error@30>>"  # fails
     job_ids = [
@@ -52,8 +53,10 @@ def test_the_sums_are_those_of_the_results_after_kill_9_and_retries(mill: Mill) 
     for record in map(mill.record, job_ids):
         usage = stored_result(record)["usage"]
         cached = usage["prompt_tokens_details"]["cached_tokens"]
-        used = Amounts(1, usage["prompt_tokens"], usage["completion_tokens"], cached)
+        thoughts = usage.get("completion_tokens_details", {}).get("reasoning_tokens", 0)
+        used = Amounts(1, usage["prompt_tokens"], usage["completion_tokens"], cached, thoughts)
         expected[record.tenant] = expected[record.tenant].plus(used)
     assert expected["acme"].cached_tokens > 0
+    assert expected["acme"].reasoning_tokens == 5
     assert sums_of_tenants(mill) == expected
     assert json.loads(mill.record(job_ids[7]).document)["n"] == 2

@@ -443,6 +443,7 @@ class UsageRow(Object):
     prompt_tokens: int
     completion_tokens: int
     cached_tokens: int
+    reasoning_tokens: int
 
 
 class UsageSums(Object):

@@ -1,8 +1,8 @@
 -- End a running job with its last tokens and its result or error, or let it wait for another attempt.
 -- KEYS: none. ARGV: id, fence, identity of the engine that computed the output ('' = not known), state, result JSON
--- ('' = none), error JSON ('' = none), position (tokens), token bytes, tokens of the prompt, of the output and of the
--- prompt's cached part, with spaces ('' = count the stored output), retry_in_ms ('' = this is the end): the job has
--- failed, and is to be tried again after this time; starts_over ('1': not from the tokens so far); finish_reason of the
+-- ('' = none), error JSON ('' = none), position (tokens), token bytes, tokens of the prompt, of the output, of the
+-- prompt's cached part and of thoughts, with spaces ('' = count the stored output), retry_in_ms ('' = this is the end):
+-- the job has failed, and is to be tried again after this time; starts_over ('1': not from the tokens so far); finish_reason of the
 -- result ('' = none): the result may be sealed.
 -- Reply: OK, ALREADY_DONE, RETRYING (it waits for another attempt), FENCED or GAP. It is not tried again, but ends, if
 -- a user has cancelled it or its deadline would pass before.
@@ -36,9 +36,9 @@ return guard_job(id, 'FENCED', function()
   end
   local history = history_with_end(id, job, state, error_code(error_text), now)
   job.finish_reason = ARGV[12]
-  local prompt, output, cached = string.match(ARGV[9], '^(%d+) (%d+) (%d+)$')
+  local prompt, output, cached, thoughts = string.match(ARGV[9], '^(%d+) (%d+) (%d+) (%d+)$')
   finish_job(id, job, state, ARGV[5], error_text, now,
-    prompt and { tonumber(prompt), tonumber(output), tonumber(cached) },
+    prompt and { tonumber(prompt), tonumber(output), tonumber(cached), tonumber(thoughts) },
     { 'completed_fence', fence, 'history', history })
   return 'OK'
 end)

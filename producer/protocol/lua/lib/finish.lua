@@ -13,8 +13,8 @@ local LOST_WORKER = { lease_expired = true, worker_lost = true }
 
 -- Move a job to a terminal state. This is the only way there: state, result, index entries, webhook event, TTLs,
 -- counters and the wake-up of waiting clients change in one script. `used` lists the tokens of the prompt, those of the
--- output, and those of the prompt that were cached; nil counts the stored output only. `fields` lists names and values
--- that the record gets besides.
+-- output, those of the prompt that were cached, and those of the output that are thoughts; nil counts the stored output
+-- only. `fields` lists names and values that the record gets besides.
 local function finish_job(id, job, state, result, error_text, now, used, fields)
   load_end_fields(id, job)
   redis.call('ZREM', LEASES, id)
@@ -23,7 +23,7 @@ local function finish_job(id, job, state, result, error_text, now, used, fields)
   if job.state ~= 'in_progress' then redis.call('ZREM', DEADLINES, id) end -- its claim has removed it
   if not TERMINAL[job.state] then count_reservation(id, job, -1) end
   local output_bytes = job.output_bytes or redis.call('STRLEN', tokens_key(id))
-  used = used or { 0, output_bytes / 4, 0 }
+  used = used or { 0, output_bytes / 4, 0, 0 }
   settle_charge(id, job, used[1] + used[2])
   fields = fields or {}
   local function put(name, value)

@@ -7,27 +7,27 @@ local MAX_DAYS = 800 -- that a day is kept, whatever the sweep is told
 local MAX_ROWS_PER_DAY = 10000
 local OTHER_ROWS = '::' -- what more rows than these are counted in together
 
--- Count the tokens of a job that ends: `used` lists prompt, completion and cached tokens. If the job has ended before
--- and was retried, only the additional tokens are counted, and the job itself is not counted again. Return what the
+-- Count the tokens of a job that ends: `used` lists prompt, completion, cached and reasoning tokens. If the job has
+-- ended before and was retried, only the additional tokens are counted, and the job itself is not counted again. Return what the
 -- record is to hold as `used_tokens`.
 local function count_used_tokens(job, used, now)
-  -- Numbers in the order jobs, prompt, completion, cached; text that is not such a list counts as zeros.
+  -- Numbers in the order jobs, prompt, completion, cached, reasoning; text that is not such a list counts as zeros.
   local function parse_amounts(text)
     local amounts = {}
     for number in string.gmatch(type(text) == 'string' and text or '', '%d+') do
       amounts[#amounts + 1] = finite(number, 0)
     end
-    for i = 1, 4 do amounts[i] = amounts[i] or 0 end
+    for i = 1, 5 do amounts[i] = amounts[i] or 0 end
     return amounts
   end
 
   local before, added = parse_amounts(job.used_tokens), {}
-  local total = { 1, used[1], used[2], used[3] }
-  for i = 1, 4 do added[i] = math.max(total[i] - before[i], 0) end
+  local total = { 1, unpack(used, 1, 4) }
+  for i = 1, 5 do added[i] = math.max(total[i] - before[i], 0) end
 
   local function sum_text(amounts)
-    for i = 1, 4 do amounts[i] = amounts[i] + added[i] end
-    return string.format('%.0f %.0f %.0f %.0f', unpack(amounts, 1, 4))
+    for i = 1, 5 do amounts[i] = amounts[i] + added[i] end
+    return string.format('%.0f %.0f %.0f %.0f %.0f', unpack(amounts, 1, 5))
   end
 
   local day = math.floor(now / DAY_MS)
