@@ -158,7 +158,8 @@ def _call(value: Any, names: Collection[str]) -> ParsedCall | None:
 def _thoughts_of(field: ResponseTemplateField) -> dict[str, str]:
     """Return the ends of thoughts by their beginnings."""
     starts, ends = field.open_literals, field.close_literals
-    if not starts or not ends or len(ends) > 1:
+    is_literal = starts and ends and all(each.strip() for each in (*starts, *ends))
+    if not is_literal or len(ends) > 1:
         raise UnusableTemplate(
             f"its field {field.name!r} of thoughts must have literal beginnings and one literal end"
         )

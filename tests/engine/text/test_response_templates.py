@@ -266,10 +266,11 @@ def test_a_template_of_its_own_is_read_and_malformed_calls_stay_text(
     [
         ({"content": {"open": "<answer>"}}, "marks of its own"),
         ({"content": {}, "thinking": {"open_pattern": "<t>"}}, "literal beginnings"),
+        ({"content": {}, "thinking": {"open": "\n", "close": "</t>"}}, "literal beginnings"),
         ({"content": {}, "image": {"open": "<i>"}}, "'image'"),
         ({"content": {"bogus": 1}}, "unknown keys"),
     ],
-    ids=["marked_text", "patterns_of_thoughts", "another_field", "not_valid"],
+    ids=["marked_text", "patterns_of_thoughts", "blank_beginnings", "another_field", "not_valid"],
 )
 def test_a_template_that_cannot_be_followed_says_why(fields: Any, why: str) -> None:
     with pytest.raises(UnusableTemplate, match=why):
