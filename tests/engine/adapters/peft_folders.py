@@ -56,9 +56,15 @@ def save_adapter(model: LlamaForCausalLM, folder: Path, *, seed: int, **config: 
 
 
 def greedy(
-    model: LlamaForCausalLM, folder: Path | None, prompt: list[int], num_tokens: int
+    model: LlamaForCausalLM,
+    folder: Path | None,
+    prompt: list[int],
+    num_tokens: int,
+    *,
+    negative: list[int] | None = None,
+    scale: float = 1.0,
 ) -> list[int]:
-    """Return the tokens that PEFT finds likeliest, one by one."""
+    """Return the tokens that PEFT finds likeliest, one by one; guided by a negative prompt."""
     adapted: Any = model
     if folder is not None:
         with _quiet():
@@ -66,7 +72,11 @@ def greedy(
     ids = list(prompt)
     with torch.inference_mode():
         for _ in range(num_tokens):
-            logits = adapted(torch.tensor([ids])).logits[0, -1]
+            logits = adapted(torch.tensor([ids])).logits[0, -1].log_softmax(-1)
+            if negative is not None:
+                guide_ids = [*negative, *ids[len(prompt) :]]
+                other = adapted(torch.tensor([guide_ids])).logits[0, -1].log_softmax(-1)
+                logits = other + scale * (logits - other)
             ids.append(int(logits.argmax()))
     if folder is not None:
         adapted.unload()

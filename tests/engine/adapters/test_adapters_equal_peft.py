@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,6 +20,8 @@ pytest.importorskip("peft")
 from .peft_folders import KINDS, greedy, save_adapter
 
 NUM_TOKENS = 12
+NEGATIVE = [(5 * index) % 180 + 30 for index in range(9)]
+SCALE = 2.5
 PROMPT = [(7 * index) % 200 + 20 for index in range(19)]
 GREEDY = SamplingParams(temperature=0, max_tokens=NUM_TOKENS, ignore_eos=True)
 
@@ -29,6 +32,8 @@ class Adapters(NamedTuple):
     model_folder: Path
     folder: Path
     expected: dict[str | None, list[int]]
+    #: The same, guided by `NEGATIVE`.
+    guided: dict[str | None, list[int]]
 
 
 @pytest.fixture(scope="module")
@@ -36,12 +41,16 @@ def adapters(tmp_path_factory: pytest.TempPathFactory) -> Adapters:
     root = tmp_path_factory.mktemp("adapters")
     model = save_model(root / "model")
     expected: dict[str | None, list[int]] = {None: greedy(model, None, PROMPT, NUM_TOKENS)}
+    guide: dict[str, Any] = {"negative": NEGATIVE, "scale": SCALE}
+    guided: dict[str | None, list[int]] = {None: greedy(model, None, PROMPT, NUM_TOKENS, **guide)}
     for seed, (name, config) in enumerate(KINDS.items()):
         files = read_files(save_adapter(model, root / f"peft-{seed}", seed=seed, **config))
         store_files(files, root / "store")
         expected[files.digest] = greedy(model, files.path, PROMPT, NUM_TOKENS)
         assert expected[files.digest] != expected[None], f"{name} changes nothing"
-    return Adapters(root / "model", root / "store", expected)
+        if len(guided) < 3:
+            guided[files.digest] = greedy(model, files.path, PROMPT, NUM_TOKENS, **guide)
+    return Adapters(root / "model", root / "store", expected, guided)
 
 
 MakeEngine = Callable[..., Engine]
@@ -93,3 +102,20 @@ def test_mixed_batch_equals_peft(
         check_all(engine, adapters)
     if "num_blocks" in settings:
         assert engine.stats().num_preemptions > 0
+
+
+@pytest.mark.feature("guidance_scale")
+def test_guided_outputs_of_adapters_equal_peft(adapters: Adapters, make_engine: MakeEngine) -> None:
+    engine = make_engine(max_num_seqs=4, lora_bytes=60_000)
+    params = replace(GREEDY, guidance_scale=SCALE, negative_prompt=NEGATIVE)
+    expected = {
+        f"{turn} {digest}": (digest, tokens)
+        for turn in range(3)
+        for digest, tokens in adapters.guided.items()
+    }
+    for name, (digest, _) in expected.items():
+        engine.add_request(name, PROMPT, params, lora=digest)
+    outputs = {name: outputs[-1].token_ids for name, outputs in run(engine).items()}
+    assert outputs == {name: tokens for name, (_, tokens) in expected.items()}
+    assert adapters.guided != {each: adapters.expected[each] for each in adapters.guided}
+    check_nothing_is_lost(engine)
