@@ -147,11 +147,14 @@ class RequestIntake:
                 documents=(),
                 continue_final_message=False,
             )
-            return self._prompt_token_ids(
-                negative_chat, replace(params, truncate_prompt_tokens=None)
-            )
-        given = negative if isinstance(negative, str) else list(negative)
-        return self._prompt_token_ids(given, replace(params, truncate_prompt_tokens=None))
+            given: Prompt = negative_chat
+        else:
+            given = negative if isinstance(negative, str) else list(negative)
+        whole = replace(params, truncate_prompt_tokens=None)
+        try:
+            return self._prompt_token_ids(given, whole)
+        except RequestError as refusal:
+            raise RequestError(refusal.code, f"negative_prompt: {refusal}") from None
 
     def _prompt_token_ids(self, prompt: Prompt, params: SamplingParams) -> Sequence[int]:
         token_ids: Sequence[int]

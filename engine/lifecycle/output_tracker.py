@@ -150,6 +150,7 @@ class OutputTracker:
         self._awaits_first_token = True
         self._pieces: list[str] = [] if text is None else text.pieces
         self._thought_pieces: list[str] = [] if text is None else text.thought_pieces
+        guide = None if request.guidance is None else request.guidance.partner
         self._source = OutputSource(
             request.request_id,
             request.prompt_token_ids,
@@ -160,6 +161,8 @@ class OutputTracker:
             request.pooling,
             None if request.watermark is None else request.watermark.key.name,
             self._thought_pieces,
+            0 if guide is None else len(guide.prompt_token_ids),
+            None if guide is None else guide.metrics,
         )
         self._num_tokens = 0
         self._num_reported_tokens = 0

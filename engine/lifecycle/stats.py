@@ -134,7 +134,7 @@ class StatsCounter:
         """Count a finished request by its last output."""
         if output.finish_reason is not None:
             self.num_prompt_tokens += output.num_prompt_tokens
-            self.num_cached_tokens += output.metrics.num_cached_tokens
+            self.num_cached_tokens += output.num_cached_tokens
             self.num_finished[output.finish_reason] += 1
 
     def steps_after(self, num_steps: int) -> list[StepFacts]:

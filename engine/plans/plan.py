@@ -77,7 +77,7 @@ class PlanCounts:
         """Count one finished request."""
         self.num_requests += 1
         self.num_prompt_tokens += output.num_prompt_tokens
-        self.num_cached_tokens += output.metrics.num_cached_tokens
+        self.num_cached_tokens += output.num_cached_tokens
         self.num_output_tokens += output.usage.completion_tokens
         self.num_preemptions += output.metrics.num_preemptions
 

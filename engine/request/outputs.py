@@ -51,11 +51,11 @@ class RequestFailure:
 class Usage:
     """Token counts of one request."""
 
-    #: Tokens of the prompt.
+    #: Tokens of the prompt, and of the negative prompt of a guided request.
     prompt_tokens: int
     #: Tokens generated, resumed ones included.
     completion_tokens: int
-    #: Tokens of the prompt found in the prefix cache when the request was first admitted.
+    #: Those of the prompts found in the prefix cache when the request was first admitted.
     cached_tokens: int
     #: Those of the completion that are thoughts, once it has ended.
     reasoning_tokens: int = 0
@@ -131,6 +131,9 @@ class OutputSource:
     watermark: str | None = None
     #: Thoughts, which are not in the text. Only ever appended to.
     thought_pieces: list[str] = field(default_factory=list)
+    #: Tokens of the negative prompt, and what happened to the request that computes it.
+    num_negative_tokens: int = 0
+    guide_metrics: RequestMetrics | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -267,8 +270,15 @@ class RequestOutput:
 
     @property
     def num_prompt_tokens(self) -> int:
-        """Tokens of the prompt."""
-        return len(self.prompt_token_ids)
+        """Tokens of the prompt, and of the negative prompt of a guided request."""
+        return len(self.prompt_token_ids) + self._source.num_negative_tokens
+
+    @property
+    def num_cached_tokens(self) -> int:
+        """Those of `num_prompt_tokens` that were in the prefix cache at the first admission."""
+        guide = self._source.guide_metrics
+        num_of_guide = 0 if guide is None else guide.num_cached_tokens
+        return self.metrics.num_cached_tokens + num_of_guide
 
     @property
     def logprobs(self) -> list[dict[int, float]] | None:
@@ -334,7 +344,7 @@ class RequestOutput:
         return Usage(
             prompt_tokens=self.num_prompt_tokens,
             completion_tokens=sum(each._num_tokens for each in self._samples or (self,)),
-            cached_tokens=self.metrics.num_cached_tokens,
+            cached_tokens=self.num_cached_tokens,
             reasoning_tokens=sum(each.num_reasoning_tokens for each in self._samples or (self,)),
         )
 

@@ -102,7 +102,9 @@ def estimated_tokens(job: GenerationJob) -> int:
     has a longer context, whatever a job allows.
     """
     num_prompt_tokens, num_output_tokens = _estimated_prompt_tokens(job), _most_output_tokens(job)
-    num_tokens = num_prompt_tokens + num_output_tokens
+    num_tokens = (
+        num_prompt_tokens + _estimated_tokens(job.negative_prompt or []) + num_output_tokens
+    )
     num_tokens += most_tokens(job.explain, num_prompt_tokens, num_output_tokens)
     return min(num_tokens, limits.MAX_COST_TOKENS)
 
@@ -116,12 +118,17 @@ def _estimated_prompt_tokens(job: GenerationJob) -> int:
     section = job.section
     if section is not None:
         num_prompt_tokens = section.num_input_bytes // _BYTES_PER_TOKEN + 1
-    elif isinstance(job.prompt, list):
-        num_prompt_tokens = len(job.prompt)
+    elif job.prompt is not None:
+        num_prompt_tokens = _estimated_tokens(job.prompt)
     else:
-        num_bytes = len((job.prompt or "").encode()) + job.num_chat_bytes
-        num_prompt_tokens = num_bytes // _BYTES_PER_TOKEN + 1
+        num_prompt_tokens = job.num_chat_bytes // _BYTES_PER_TOKEN + 1
     return num_prompt_tokens
+
+
+def _estimated_tokens(prompt: str | list[int]) -> int:
+    if isinstance(prompt, list):
+        return len(prompt)
+    return len(prompt.encode()) // _BYTES_PER_TOKEN + 1
 
 
 @cache

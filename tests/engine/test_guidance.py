@@ -60,7 +60,9 @@ def test_guided_tokens_are_those_of_transformers(
     assert output.token_ids == expected
     (free,) = engine.generate([PROMPT], params_of(guidance_scale=1, negative_prompt=None))
     assert output.token_ids != free.token_ids
-    assert output.usage.prompt_tokens == len(prompt)
+    num_negative_tokens = len(prompt[-1:] if negative is None else negative)
+    assert output.usage.prompt_tokens == len(prompt) + num_negative_tokens
+    assert free.usage.prompt_tokens == len(prompt)
 
 
 def _fields(params: SamplingParams) -> dict[str, Any]:
@@ -182,6 +184,7 @@ def test_a_negative_prompt_of_a_chat_is_a_message_of_the_user(tmp_path: Path) ->
     (output,) = engine.generate([chat], params_of(negative_prompt="bye"))
     (same,) = engine.generate(["<user>hi:"], params_of(negative_prompt="<user>bye:"))
     assert output.token_ids == same.token_ids
+    assert output.usage.prompt_tokens == same.usage.prompt_tokens == len("<user>hi:<user>bye:")
 
 
 def test_guidance_that_cannot_be_is_refused(byte_engine: MakeEngine) -> None:
@@ -194,6 +197,9 @@ def test_guidance_that_cannot_be_is_refused(byte_engine: MakeEngine) -> None:
         with pytest.raises(RequestError, match=match):
             params_of(**given)
     engine = byte_engine(max_model_len=64)
+    for negative in ("a" * 80, [9999]):
+        with pytest.raises(RequestError, match=r"^negative_prompt: prompt"):
+            engine.generate([PROMPT], params_of(negative_prompt=negative, max_tokens=2))
     with pytest.raises(RequestError, match="negative_prompt has") as refused:
         engine.generate([PROMPT], params_of(max_tokens=30))
     assert refused.value.code == "context_length_exceeded"

@@ -297,7 +297,7 @@ def _finished(output: RequestOutput, details: LogprobDetails | None) -> Finished
         token_ids=output.token_ids,
         finish_reason=str(output.finish_reason),
         num_prompt_tokens=output.num_prompt_tokens,
-        num_cached_tokens=output.metrics.num_cached_tokens,
+        num_cached_tokens=output.num_cached_tokens,
         num_preemptions=output.metrics.num_preemptions,
         queued_s=output.metrics.queued_s,
         first_token_s=output.metrics.first_token_s,
