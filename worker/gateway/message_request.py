@@ -215,7 +215,7 @@ def _read_output_config(fields: dict[str, Any]) -> None:
         if effort not in EFFORTS:
             name = "output_config.effort"
             raise invalid(f"{name} must be one of {', '.join(EFFORTS)}", name)
-        fields.setdefault("reasoning_effort", effort)
+        _set_once(fields, "reasoning_effort", effort, "output_config.effort")
     form = config.get("format")
     if form is None:
         return
@@ -248,5 +248,13 @@ def _read_thinking(fields: dict[str, Any]) -> None:
             raise invalid(f"{name} must be a number of tokens, at least 1", name)
         if isinstance(most, int) and budget >= most:
             raise invalid(f"{name} is {budget}: it must be less than max_tokens ({most})", name)
-        fields["thinking_token_budget"] = budget
-        fields.setdefault("reasoning_effort", _EFFORT_OF_BUDGET)
+        _set_once(fields, "thinking_token_budget", budget, name)
+        if fields.get("reasoning_effort") is None:
+            fields["reasoning_effort"] = _EFFORT_OF_BUDGET
+
+
+def _set_once(fields: dict[str, Any], name: str, value: Any, where: str) -> None:
+    """Set a field of the job that a field of this API stands for."""
+    if fields.get(name) is not None:
+        raise invalid(f"{where} and {name} are both given: give one of them", where)
+    fields[name] = value

@@ -90,6 +90,10 @@ def test_a_stream_gives_the_same_message(client: Anthropic, reference: Reference
         ({"thinking": {"type": "enabled", "budget_tokens": True}}, "thinking.budget_tokens"),
         ({"thinking": {"type": "between_tools"}}, "thinking"),
         ({"output_config": {"effort": "max"}}, "output_config.effort"),
+        (
+            {"output_config": {"effort": "low"}, "extra_body": {"reasoning_effort": "high"}},
+            "output_config.effort",
+        ),
         ({"tools": [{"type": "web_search_20250305", "name": "w"}]}, "tools.0"),
         (
             {"messages": [{"role": "user", "content": [{"type": "image", "source": {}}]}]},
