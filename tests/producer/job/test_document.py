@@ -17,7 +17,7 @@ from batchmill.producer.job.document import GenerationJob
 from batchmill.producer.job.validation import parse_document, parse_job
 from batchmill.producer.results import JobResult
 from batchmill.producer.settings import ProducerSettings
-from batchmill.producer.store.submission import prepare
+from batchmill.producer.store.submission import estimated_tokens, prepare
 
 SETTINGS = ProducerSettings()
 CHAT = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hi"}]
@@ -347,3 +347,11 @@ def test_whatever_depth_submit_accepts_a_worker_can_read() -> None:
         GenerationJob.model_validate(fields(60))
     with pytest.raises(ValidationError, match="more than 64 deep"):
         GenerationJob.model_validate({"prompt": "x", "structured_outputs": {"json": nested(60)}})
+
+
+def test_a_negative_prompt_counts_to_what_a_job_may_need() -> None:
+    prompt, guided = {"prompt": [1, 2, 3], "max_tokens": 5}, {"guidance_scale": 2.0}
+    for negative, num_tokens in (([7, 8, 9, 10], 4), ("a" * 40, 40 // 4 + 1)):
+        job = parse_job({**prompt, **guided, "negative_prompt": negative})
+        assert estimated_tokens(job) == 3 + 5 + num_tokens
+    assert estimated_tokens(parse_job(prompt)) == 3 + 5
