@@ -106,6 +106,31 @@ def test_no_other_control_keeps_a_thought_from_its_end(folder: Path) -> None:
 
 
 @pytest.mark.feature("thinking_token_budget")
+@pytest.mark.parametrize(
+    "others",
+    [
+        # What may be the beginning of a stop string is held back, here the end of the thought.
+        {"stop": [">>>", "</thinner", "<think"]},
+        {"min_tokens": 30, "ignore_eos": False},
+        {"logprobs": 2, "entropy": True},
+        {"guidance_scale": 2.0, "negative_prompt": "no"},
+        {"n": 2},
+    ],
+    ids=lambda others: next(iter(others)),
+)
+def test_a_budget_is_exact_beside_other_controls(folder: Path, others: dict[str, Any]) -> None:
+    engine = engine_of(folder, num_speculative_tokens=2)
+    end = end_of(engine)
+    (output,) = engine.generate([CHAT], params_of(thinking_token_budget=5, **others))
+    for each in output.completions:
+        assert each.token_ids[5 : 5 + len(end)] == end
+        answer = engine.tokenizer.decode(each.token_ids[5 + len(end) :])
+        assert answer.strip().startswith(each.text.strip())
+        assert each.text
+        assert END not in each.text + each.reasoning
+
+
+@pytest.mark.feature("thinking_token_budget")
 def test_thoughts_that_the_model_begins_share_one_budget(folder: Path) -> None:
     engine = engine_of(folder)
     chat = Chat(messages=CHAT.messages, chat_template_kwargs={"enable_thinking": False})
