@@ -158,8 +158,7 @@ def _call(value: Any, names: Collection[str]) -> ParsedCall | None:
 def _thoughts_of(field: ResponseTemplateField) -> dict[str, str]:
     """Return the ends of thoughts by their beginnings."""
     starts, ends = field.open_literals, field.close_literals
-    is_literal = starts and ends and all(each.strip() for each in (*starts, *ends))
-    if not is_literal or len(ends) > 1:
+    if not starts or not ends or len(ends) > 1 or not all(map(str.strip, (*starts, *ends))):
         raise UnusableTemplate(
             f"its field {field.name!r} of thoughts must have literal beginnings and one literal end"
         )
