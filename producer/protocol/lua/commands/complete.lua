@@ -2,8 +2,8 @@
 -- KEYS: none. ARGV: id, fence, identity of the engine that computed the output ('' = not known), state, result JSON
 -- ('' = none), error JSON ('' = none), position (tokens), token bytes, tokens of the prompt, of the output, of the
 -- prompt's cached part and of thoughts, with spaces ('' = count the stored output), retry_in_ms ('' = this is the end):
--- the job has failed, and is to be tried again after this time; starts_over ('1': not from the tokens so far); finish_reason of the
--- result ('' = none): the result may be sealed.
+-- the job has failed, and is to be tried again after this time; starts_over ('1': not from the tokens so far);
+-- finish_reason of the result ('' = none): the result may be sealed.
 -- Reply: OK, ALREADY_DONE, RETRYING (it waits for another attempt), FENCED or GAP. It is not tried again, but ends, if
 -- a user has cancelled it or its deadline would pass before.
 -- @include finish, guard, history, keys, output, payloads, record, retry_later, server

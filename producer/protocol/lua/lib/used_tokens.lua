@@ -8,8 +8,8 @@ local MAX_ROWS_PER_DAY = 10000
 local OTHER_ROWS = '::' -- what more rows than these are counted in together
 
 -- Count the tokens of a job that ends: `used` lists prompt, completion, cached and reasoning tokens. If the job has
--- ended before and was retried, only the additional tokens are counted, and the job itself is not counted again. Return what the
--- record is to hold as `used_tokens`.
+-- ended before and was retried, only the additional tokens are counted, and the job itself is not counted again. Return
+-- what the record is to hold as `used_tokens`.
 local function count_used_tokens(job, used, now)
   -- Numbers in the order jobs, prompt, completion, cached, reasoning; text that is not such a list counts as zeros.
   local function parse_amounts(text)
