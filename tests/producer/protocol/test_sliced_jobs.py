@@ -11,6 +11,7 @@ import pytest
 from batchmill.producer.protocol import keys
 from batchmill.producer.protocol.pauses import PauseKind
 from batchmill.producer.protocol.replies import (
+    Claim,
     ClaimRefusal,
     HeldJob,
     JobState,
@@ -98,3 +99,26 @@ def test_a_sliced_job_of_a_paused_tenant_waits_for_the_end_of_the_pause(bench: A
     assert bench.announced() == []
     Pauses(bench.store).resume(PauseKind.TENANT, keys.DEFAULT_TENANT)
     assert bench.announced() == ["long"]
+
+
+@pytest.mark.parametrize("window", [8, 1], ids=["announced", "backlog"])
+def test_a_job_that_gave_way_is_not_taken_before_those_that_it_gave_way_to(
+    bench: Any, sessions: SessionConnections, window: int
+) -> None:
+    bench.redis.set(keys.WINDOW, window)
+    bench.submit("long", prefix="long")
+    bench.take_announcement()
+    claim = bench.claim("long", session=HOME)
+    bench.submit("short", prefix="short")
+    bench.store.release([HeldJob("long", claim.fence)], cause=ReleaseCause.SLICED)
+
+    order = []
+    while message := bench.redis.rpop(keys.handed(HOME)) or bench.take_announcement():
+        job_id = json.loads(message)["headers"]["id"]
+        found = bench.store.claim(
+            job_id, owner="w", lease_ms=60_000, identity="model-1", session=HOME, prefixes=["long"]
+        )
+        if isinstance(found, Claim):
+            order.append(job_id)
+
+    assert order == ["short", "long"]

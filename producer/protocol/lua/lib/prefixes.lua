@@ -1,6 +1,6 @@
 -- Jobs whose prompts begin as one that a worker has computed: it may take such a job before another one of the same
 -- tenant and queue, a bounded number of times.
--- @include announce, counters, fair_share, keys, record
+-- @include announce, counters, fair_share, guard, keys, record
 
 local MAX_PASSED_OVER = 4 -- times that other jobs of its tenant may be taken before a job for their prefixes
 local JOBS_LOOKED_AT = 16 -- of the announced ones, and as many of the backlog
@@ -17,10 +17,12 @@ local function may_pass_over(prefix, home, num_passed_over, worker)
   return finite(num_passed_over, 0) < MAX_PASSED_OVER
 end
 
--- Whether a waiting job of a tenant fits a worker.
+-- Whether a waiting job of a tenant fits a worker. One whose time slice is over does not: it gave way to those before
+-- it. Nor does one whose record another client of Redis has overwritten.
 local function is_fitting(id, tenant, worker)
-  local f = redis.call('HMGET', job_key(id), 'prefix', 'home', 'tenant', 'state')
-  return f[4] == 'queued' and (f[3] or DEFAULT_TENANT) == tenant and fits(f[1], f[2], worker)
+  local f = redis.pcall('HMGET', job_key(id), 'prefix', 'home', 'tenant', 'state')
+  if f.err or f[2] then return false end
+  return f[4] == 'queued' and (f[3] or DEFAULT_TENANT) == tenant and fits(f[1], nil, worker)
 end
 
 -- Take a job that fits out of the queue's announcements; nil if there is none.
@@ -49,7 +51,9 @@ local function take_fitting_job(job, worker, now)
   local id = take_announced(job, worker) or take_from_backlog(job, worker)
   local found = id and load_job(id, unpack(MESSAGE_FIELDS))
   if not found then return false end
-  charge_tenant(id, found)
-  announce_job(id, job.queue, true, now, worker.session, found)
-  return true
+  return guard_job(id, false, function()
+    charge_tenant(id, found)
+    announce_job(id, job.queue, true, now, worker.session, found)
+    return true
+  end)
 end
