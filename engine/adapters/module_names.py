@@ -50,7 +50,8 @@ def matrices_by_module(
             raise AdapterError(
                 f"it has the tensor {name!r}; only lora_A and lora_B of linear layers are computed"
             )
-        names.setdefault(found[1], {})[found[2]] = name
+        if names.setdefault(found[1], {}).setdefault(found[2], name) != name:
+            raise AdapterError(f"it has lora_{found[2]} of {found[1]} twice: save it again")
     if not names:
         raise AdapterError("it has no tensors: save it again")
     return {module: _matrices(module, pair, shapes, config) for module, pair in names.items()}

@@ -86,9 +86,14 @@ class PeftConfig:
 
 def _first_match(patterns: Mapping[str, float], module: str, default: float) -> float:
     for pattern, value in patterns.items():
-        if re.match(rf"(.*\.)?({pattern})$", module):
+        if re.match(_of_module(pattern), module):
             return value
     return default
+
+
+def _of_module(pattern: str) -> str:
+    """Return the expression for the whole names of the modules that a pattern means."""
+    return rf"(.*\.)?({pattern})$"
 
 
 def load_config_file(folder: Path) -> dict[str, Any]:
@@ -105,7 +110,7 @@ def load_config_file(folder: Path) -> dict[str, Any]:
             f"{CONFIG_FILE} cannot be read ({error.strerror}): an adapter is a folder that PEFT's "
             "save_pretrained writes"
         ) from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise AdapterError(f"{CONFIG_FILE} is not JSON: save the adapter again") from error
     if not isinstance(content, dict):
         raise AdapterError(f"{CONFIG_FILE} is not a JSON object: save the adapter again")
@@ -129,8 +134,10 @@ def read_peft_config(folder: Path) -> PeftConfig:
             is_rank_stabilized=bool(content.get("use_rslora")),
         )
         for pattern in (*config.ranks, *config.alphas):
-            re.compile(pattern)
-    except (KeyError, TypeError, ValueError, re.error) as error:
+            re.compile(_of_module(pattern))
+        if not all(map(math.isfinite, (config.alpha, *config.alphas.values()))):
+            raise ValueError("lora_alpha is not finite")
+    except (KeyError, TypeError, ValueError, OverflowError, AttributeError, re.error) as error:
         raise AdapterError(
             f"{CONFIG_FILE} lacks a valid r, lora_alpha, rank_pattern or alpha_pattern "
             f"({type(error).__name__}): save the adapter again"

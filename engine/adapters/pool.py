@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Collection, Iterable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor
+from concurrent.futures import wait as wait_for
 from dataclasses import dataclass
 from pathlib import Path
 from weakref import WeakKeyDictionary, WeakValueDictionary
@@ -15,10 +16,12 @@ from batchmill.engine.errors import AdapterError, RequestError
 from batchmill.engine.request.adapter import Adapter
 from batchmill.kernels.ops.lora import LoraWeights
 
-from .folder import AdapterFiles, find_files
+from .folder import AdapterFiles, check_unchanged, find_files
 from .weights import PlacedModule, Sites, load_weights, place_modules, resident_bytes
 
 _log = logging.getLogger(__name__)
+#: Longest wait for an adapter while no request can run. Then the engine looks for new requests.
+_WAIT_S = 0.05
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +90,8 @@ class AdapterPool:
     def find(self, digest: str) -> Adapter:
         """Return the adapter with a digest, checked against the model; do not load it yet.
 
+        Its content is compared with the digest each time that it is loaded, by the thread.
+
         Raises:
             RequestError: `unsupported_parameter` or `invalid_request`: it is not there, is of a
                 kind that is not computed, does not suit the model, or is too large.
@@ -143,22 +148,21 @@ class AdapterPool:
                     return
                 self._begin(adapter)
 
-    def load(self, adapter: Adapter) -> None:
-        """Wait until an adapter is ready; no request runs, so all others may make room for it."""
-        if adapter not in self._held and adapter.problem is None:
-            assert self._make_room(adapter.num_bytes, {adapter}), "`find` has checked that it fits"
-            self._begin(adapter)
-        loading = self._held.get(adapter)
-        if loading is not None:
-            self._take(adapter, loading)
+    def wait(self) -> None:
+        """Wait a short time until any of the adapters that are being loaded is ready."""
+        loading = [each for each in self._held.values() if each is not None]
+        wait_for(loading, _WAIT_S, FIRST_COMPLETED)
 
     def _begin(self, adapter: Adapter) -> None:
         source = self._sources[adapter]
         self._num_bytes += adapter.num_bytes
         self._num_loads += 1
-        self._held[adapter] = self._thread.submit(
-            load_weights, source.files, source.modules, self._sites, self._dtype, self._device
-        )
+        self._held[adapter] = self._thread.submit(self._load, source)
+
+    def _load(self, source: _Source) -> LoraWeights:
+        """Read an adapter's matrices, in the thread."""
+        check_unchanged(source.files)
+        return load_weights(source.files, source.modules, self._sites, self._dtype, self._device)
 
     def _take(self, adapter: Adapter, loading: Future[LoraWeights]) -> None:
         """Take the weights that the thread has read, or note why it could not."""
@@ -167,11 +171,13 @@ class AdapterPool:
             self._held[adapter] = None
         except Exception as error:
             _log.exception("adapter %s cannot be loaded", adapter.digest)
-            adapter.problem = f"adapter {adapter.digest} cannot be loaded: {type(error).__name__}"
+            why = str(error) if isinstance(error, AdapterError) else type(error).__name__
+            adapter.problem = f"adapter {adapter.digest} cannot be loaded: {why}"
             self._drop(adapter)
 
     def _make_room(self, num_bytes: int, kept: Collection[Adapter]) -> bool:
         """Drop adapters until so many bytes are free; drop none if that is not enough."""
+        self._take_loaded()
         excess = self._num_bytes + num_bytes - self._max_bytes
         dropped = []
         for adapter, loading in self._held.items():
@@ -185,6 +191,12 @@ class AdapterPool:
         for adapter in dropped:
             self._drop(adapter)
         return True
+
+    def _take_loaded(self) -> None:
+        """Take what the thread has read; perhaps no request waits for it any more."""
+        for adapter, loading in list(self._held.items()):
+            if loading is not None and loading.done():
+                self._take(adapter, loading)
 
     def _drop(self, adapter: Adapter) -> None:
         del self._held[adapter]

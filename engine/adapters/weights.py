@@ -63,6 +63,9 @@ def place_modules(files: AdapterFiles, sites: Sites) -> list[PlacedModule]:
                 f"it, and {expected[0]} and {expected[1]} in this model: it belongs to another one"
             )
         placed.append(PlacedModule(name, matrices, at[0], *found))
+    places = {(each.layer, each.site, each.part) for each in placed}
+    if len(places) < len(placed):
+        raise AdapterError("it changes a module twice, under two names: save it again")
     return placed
 
 

@@ -23,8 +23,8 @@ class AdapterResidence(Protocol):
     def load_ahead(self, wanted: Iterable[Adapter], kept: Collection[Adapter]) -> None:
         """Begin to load adapters, as far as there is room beside those to keep."""
 
-    def load(self, adapter: Adapter) -> None:
-        """Wait until an adapter is loaded; no request runs."""
+    def wait(self) -> None:
+        """Wait a short time until any adapter that is being loaded is ready."""
 
 
 class AdapterGate:
@@ -57,15 +57,14 @@ class AdapterGate:
         self.num_requests -= request.adapter is not None
 
     def prepare(self, running: Sequence[Request], waiting: WaitingQueue) -> None:
-        """Let adapters of waiting requests be loaded; wait for the first if nothing runs."""
+        """Let adapters of waiting requests be loaded; wait a little if no request can run."""
         if self._residence is None or not self.is_used:
             return
         self._used = {each.adapter for each in running if each.adapter is not None}
         wanted = [each.adapter for each in waiting.window() if each.adapter is not None]
         self._residence.load_ahead(wanted, self._used)
-        first = waiting.first()
-        if not running and first is not None and first.adapter is not None:
-            self._residence.load(first.adapter)
+        if not running and waiting and waiting.next_after(None, _no_hashes, self.is_ready) is None:
+            self._residence.wait()
 
     def is_ready(self, request: Request) -> bool:
         """Return whether a request's adapter is in memory, or it has none."""
@@ -83,8 +82,17 @@ class AdapterGate:
             self._residence.use(request.adapter)
         return True
 
+    def holds_back(self, waiting: WaitingQueue) -> bool:
+        """Return whether any of the next waiting requests waits for its adapter."""
+        return self.is_used and not all(map(self.is_ready, waiting.window()))
+
     def failed(self, waiting: WaitingQueue) -> list[Request]:
         """Return the next waiting requests whose adapter could not be loaded."""
         if not self.is_used:
             return []
         return [each for each in waiting.window() if each.adapter and each.adapter.problem]
+
+
+def _no_hashes(request: Request) -> Sequence[bytes]:
+    """Return no hashes: prefixes are not compared."""
+    return ()

@@ -156,8 +156,9 @@ class Scheduler:
         call chooses the same tokens again.
 
         Returns:
-            An empty batch only if there is no request, or if a step in flight has to be collected
-            first: it computes all tokens that are left, or blocks have run out.
+            An empty batch only if there is no request, if all wait for their adapters, or if a step
+            in flight has to be collected first: it computes all tokens that are left, or blocks
+            have run out.
         """
         self._take_back_in_batch_sharers()
         self._prefix_cache.reset_in_batch_blocks()
@@ -190,7 +191,8 @@ class Scheduler:
             preempted += self._preempt(self.running[-1])
             batch = self.schedule()
             return replace(batch, preempted=(*preempted, *batch.preempted))
-        assert not is_stuck or self.without_adapter(), "requests wait, and none can be computed"
+        is_held_back = is_stuck and self._adapters.holds_back(self.waiting)
+        assert not is_stuck or is_held_back, "requests wait, and none can be computed"
         return ScheduledBatch(
             decodes=tuple(decodes),
             decode_starts=[each.num_computed_tokens for each in decodes],

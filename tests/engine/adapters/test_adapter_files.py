@@ -12,7 +12,12 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from batchmill.engine.adapters.digest import WEIGHTS_FILE, adapter_digest
-from batchmill.engine.adapters.folder import find_files, read_files, store_files
+from batchmill.engine.adapters.folder import (
+    check_unchanged,
+    find_files,
+    read_files,
+    store_files,
+)
 from batchmill.engine.adapters.peft_config import CONFIG_FILE
 from batchmill.engine.errors import AdapterError
 
@@ -61,7 +66,11 @@ def write(folder: Path, config: dict[str, Any] | None = None, seed: int = 0) -> 
         ({"r": 3}, "rank 3"),
         ({"r": 0}, "rank below 1"),
         ({"lora_alpha": None}, "lora_alpha"),
+        ({"lora_alpha": float("nan")}, "lora_alpha"),
+        ({"r": float("inf")}, "valid r"),
         ({"rank_pattern": {"(": 2}}, "rank_pattern"),
+        ({"rank_pattern": {"(?i)q_proj": 2}}, "rank_pattern"),
+        ({"alpha_pattern": [4]}, "alpha_pattern"),
     ],
     ids=lambda value: "-".join(value) if isinstance(value, dict) else None,
 )
@@ -79,6 +88,7 @@ def test_what_is_not_computed_is_refused_by_name(
         ("base_model.model.model.embed_tokens.lora_embedding_A", "lora_embedding_A"),
         (f"{MODULE}.lora_magnitude_vector.weight", "lora_magnitude_vector"),
         ("base_model.model.model.layers.0.self_attn.k_proj.lora_A.weight", "only one"),
+        (f"{MODULE.removeprefix('base_model.model.')}.lora_A.weight", "twice"),
     ],
 )
 def test_other_tensors_are_refused(tmp_path: Path, name: str, named: str) -> None:
@@ -121,7 +131,10 @@ def test_changed_or_missing_versions_are_refused(tmp_path: Path) -> None:
     stored = store_files(files, store)
     write(stored, seed=1)
     with pytest.raises(AdapterError, match="were changed"):
-        find_files(store, files.digest)
+        check_unchanged(find_files(store, files.digest))
+    store_files(files, store)  # the remedy
+    check_unchanged(find_files(store, files.digest))
+    assert [each.name for each in store.iterdir()] == [files.digest]
     shutil.rmtree(stored)
     for digest in (files.digest, "../source", "f" * 31):
         with pytest.raises(AdapterError, match="is not in this worker's folder"):

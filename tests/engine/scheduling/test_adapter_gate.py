@@ -53,9 +53,8 @@ class Slots:
             if adapter not in self._held and not self._place(adapter, stay):
                 return
 
-    def load(self, adapter: Adapter) -> None:
-        assert adapter in self._held or self._place(adapter, {adapter})
-        self._held[adapter] = True
+    def wait(self) -> None:
+        self._held = dict.fromkeys(self._held, True)
 
     def _place(self, adapter: Adapter, stay: Collection[Adapter]) -> bool:
         if len(self._held) == self._num_slots:
