@@ -88,7 +88,7 @@ def accepted_id(job: NewJob, reply: SubmitReply) -> str:
             param="not_before" if job.delay_ms is None else "delay_s",
         )
     if reply.status is SubmitStatus.NO_ADAPTER:
-        raise _adapter_error(job, reply.adapter_model)
+        raise adapter_error(job.lora, job.model, reply.adapter_model)
     if reply.pause is not None:
         raise QueuePaused(f"{reply.pause.describe()}; it refuses jobs until it is resumed")
     if reply.job_id is None:
@@ -108,15 +108,22 @@ def accepted_id(job: NewJob, reply: SubmitReply) -> str:
     return reply.job_id
 
 
-def _adapter_error(job: NewJob, adapter_model: str) -> JobRejected:
+def adapter_error(lora: str | None, model: str, adapter_model: str) -> JobRejected:
+    """Return the error of a job whose adapter is unknown, or is one of another model.
+
+    Args:
+        lora: name of the adapter.
+        model: of the job.
+        adapter_model: of the adapter; empty if it is unknown, or not for the job's tenant.
+    """
     if adapter_model:
         return JobRejected(
-            f"lora is {job.lora!r}, an adapter of the model {adapter_model[:200]!r}, and the job's "
-            f"model is {job.model!r}: name that model, or another adapter",
+            f"lora is {lora!r}, an adapter of the model {adapter_model[:200]!r}, and the job's "
+            f"model is {model!r}: name that model, or another adapter",
             param="lora",
         )
     return JobRejected(
-        f"lora is {job.lora!r}, and there is no such adapter, or not for this tenant: "
+        f"lora is {lora!r}, and there is no such adapter, or not for this tenant: "
         "`batchmill lora list` shows all",
         param="lora",
         code="adapter_not_found",

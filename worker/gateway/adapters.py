@@ -1,11 +1,13 @@
-"""OpenAI's way to name a LoRA adapter: as the model of a request."""
+"""LoRA adapters in requests, also in OpenAI's way: as the model."""
 
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from typing import Any
 
+from batchmill.producer.job.document import GenerationJob
 from batchmill.producer.store.adapters import RegisteredAdapter
+from batchmill.producer.store.reply_errors import adapter_error
 
 
 def resolve_model(
@@ -25,3 +27,23 @@ def resolve_model(
         return fields
     adapter = adapters.get(name)
     return fields if adapter is None else {**fields, "model": adapter.model, "lora": name}
+
+
+def check_adapter(
+    job: GenerationJob, adapters: Mapping[str, RegisteredAdapter], default_model: str
+) -> None:
+    """Refuse an adapter as submit would, before any job of a batch is submitted.
+
+    Args:
+        job: a line's.
+        adapters: that the caller may use, by name.
+        default_model: of a job that names none.
+
+    Raises:
+        JobRejected: its adapter is not among them, or is one of another model.
+    """
+    if job.lora is None:
+        return
+    adapter, model = adapters.get(job.lora), job.model or default_model
+    if adapter is None or adapter.model != model:
+        raise adapter_error(job.lora, model, "" if adapter is None else adapter.model)

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import hashlib
 import time
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncIterator, Collection, Iterator, Mapping
 
 import structlog
 
@@ -150,8 +150,7 @@ async def _lines(backend: Backend, batch: GatewayBatch) -> AsyncIterator[BulkLin
     context = (batch.details["endpoint"], ApiKey.model_validate(rights))
     served = await backend.served_models()
     adapters = await backend.adapters_for(batch.tenant)
-    adapters = {name: each for name, each in adapters.items() if name not in served}
-    lines = _read_lines(raw, *context, backend.settings.served_name, adapters)
+    lines = _read_lines(raw, *context, backend.settings.served_name, adapters, served)
     while some := await backend.turns.next_lines(lines):
         for line in some:
             yield line
@@ -163,6 +162,7 @@ def _read_lines(
     key: ApiKey,
     default_model: str,
     adapters: Mapping[str, RegisteredAdapter],
+    served: Collection[str],
 ) -> Iterator[BulkLine]:
     """Yield the lines of a file, on a thread: one may take seconds."""
     number = 0
@@ -170,7 +170,7 @@ def _read_lines(
         if raw.strip():
             number += 1
             record = json_record(number, place, raw)
-            yield read_batch_line(record, endpoint, key, default_model, adapters)
+            yield read_batch_line(record, endpoint, key, default_model, adapters, served)
 
 
 def _error(number: int, problem: JobRejected) -> BatchError:

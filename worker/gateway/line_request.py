@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from batchmill.producer.errors import JobRejected
@@ -12,7 +12,7 @@ from batchmill.producer.job.validation import parse_job
 from batchmill.producer.store.adapters import RegisteredAdapter
 from batchmill.producer.store.api_keys import ApiKey
 
-from .adapters import resolve_model
+from .adapters import check_adapter, resolve_model
 from .api_errors import ApiError, invalid
 from .completion_request import read_completion
 from .decisions import read_decision
@@ -33,7 +33,8 @@ def read_batch_line(
     endpoint: str,
     key: ApiKey,
     default_model: str,
-    adapters: Mapping[str, RegisteredAdapter] | None = None,
+    adapters: Mapping[str, RegisteredAdapter],
+    served: Collection[str],
 ) -> BulkLine:
     """Return a line with its job, or with what is wrong with it.
 
@@ -43,6 +44,7 @@ def read_batch_line(
         key: rights of the caller.
         default_model: of a line that names none.
         adapters: that the caller may use, by name.
+        served: names of models, which no adapter of the same name hides.
     """
     kind = LineKind(endpoint) if endpoint in tuple(LineKind) else LineKind.CHAT
     custom_id = f"line-{record.line}"
@@ -52,9 +54,10 @@ def read_batch_line(
         custom_id = _custom_id(record.data)
         body = _params(record.data) if endpoint == MESSAGES else _body(record.data, endpoint)
         fields, details = _read(endpoint, body)
-        fields = dict(resolve_model(fields, adapters or {}))
+        fields = dict(resolve_model(fields, adapters, served))
         job = parse_job(_without_connection(fields, key))
         check_allowed(key, job, default_model)
+        check_adapter(job, adapters, default_model)
     except JobRejected as error:
         return BulkLine(record.number, custom_id, kind, None, error)
     except ApiError as error:

@@ -6,7 +6,8 @@ import asyncio
 import json
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
+from functools import partial
 from typing import Any
 
 from starlette.requests import Request
@@ -15,6 +16,7 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 from batchmill.producer.errors import UnknownJob, WrongState
 from batchmill.producer.files.record import Record
 from batchmill.producer.job.batch import parse_batch
+from batchmill.producer.job.line import BulkLine
 from batchmill.producer.protocol import keys, reads
 from batchmill.producer.protocol.calls.call import Read
 from batchmill.producer.protocol.replies import JobState
@@ -57,7 +59,16 @@ async def create_message_batch(request: Request) -> Response:
         raise invalid(f"requests must be a list of 1 to {limit} requests", "requests")
     file_id = new_file_id()
     default_model = backend.settings.served_name
-    lines = _checked_lines(requests, key, default_model)
+    adapters, served = await backend.adapters_for(key.tenant), await backend.served_models()
+    read_line = partial(
+        read_batch_line,
+        endpoint=MESSAGES,
+        key=key,
+        default_model=default_model,
+        adapters=adapters,
+        served=served,
+    )
+    lines = _checked_lines(requests, read_line)
     content = await while_connected(request, _joined(backend, lines))
     await asyncio.to_thread(_write, backend, file_id, content)
     expires_at = int(time.time()) + _FILE_S
@@ -155,7 +166,7 @@ async def _joined(backend: Backend, lines: Iterator[bytes]) -> bytes:
     return bytes(content)
 
 
-def _checked_lines(requests: list[Any], key: ApiKey, default_model: str) -> Iterator[bytes]:
+def _checked_lines(requests: list[Any], read_line: Callable[[Record], BulkLine]) -> Iterator[bytes]:
     """Yield the requests as lines of a file.
 
     Raises:
@@ -166,7 +177,7 @@ def _checked_lines(requests: list[Any], key: ApiKey, default_model: str) -> Iter
         where = f"requests.{index}"
         if not isinstance(given, dict):
             raise invalid(f"{where} must be an object", where)
-        line = read_batch_line(Record(index + 1, index + 1, given), MESSAGES, key, default_model)
+        line = read_line(Record(index + 1, index + 1, given))
         if line.problem is not None:
             param = f"{where}.{line.problem.param or 'params'}"
             raise invalid(f"{where}: {line.problem}", param, line.problem.code)

@@ -159,6 +159,7 @@ def test_wrong_lines_are_all_named_and_nothing_runs(openai: OpenAI) -> None:
         chat_line(7, stream=True),
         chat_line(8, tenant="another"),
         chat_line(9, audio={}),
+        chat_line(10, lora="unknown"),
     ]
     batch = wait_ended(openai, create(openai, upload(openai, lines)).id)
     assert (batch.status, batch.request_counts.total) == ("failed", 0)
@@ -172,6 +173,7 @@ def test_wrong_lines_are_all_named_and_nothing_runs(openai: OpenAI) -> None:
         (7, "stream"),
         (8, "tenant"),
         (9, "audio"),
+        (10, "lora"),
     ]
     assert batch.output_file_id is None
 

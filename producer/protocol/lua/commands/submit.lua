@@ -90,9 +90,13 @@ local payload, payload_key = split_reference(job.doc)
 local has_payload = payload and is_payload_noted(payload, now_ms())
 local digest, no_adapter
 if job.lora then
+  -- A call that is repeated finds its job, or its line of a batch, whatever the adapter's name stands for by now.
+  if redis.call('EXISTS', job_key(id)) == 1 then return { 'EXISTING', id } end
+  local reply = job.batch and batch_refusal()
+  if reply then return reply end
   digest, no_adapter = find_adapter(job)
   if no_adapter then return no_adapter end
-  for _, name in ipairs({ 'fingerprint', 'prefix' }) do
+  for _, name in ipairs({ 'prefix', not job.batch and 'fingerprint' or nil }) do
     if job[name] then job[name] = with_adapter(job[name], digest) end
   end
 end
