@@ -76,7 +76,7 @@ def _changed(rng: random.Random, value: Any) -> Any:
         action = rng.randrange(4)
         if action == 0:
             del value[place]
-        elif action == 1:
+        elif action == 1 and len(value) < 30:  # what is repeated twice would take long to write
             value += value[place:] * rng.randint(1, 30)
         else:
             value[place] = _changed(rng, value[place])
