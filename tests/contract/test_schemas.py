@@ -153,13 +153,14 @@ def test_real_records_fit_their_schema_and_hold_no_field_that_it_does_not_know(
     sealing.submit(prepare(parse_job({"prompt": "x"}), settings, job_id="sealed"))
     store.claim("sealed", owner="w", lease_ms=60_000, identity="i")
     register_adapter(store, RegisteredAdapter(name="style", digest="0" * 32, model="demo"))
-    for name in "xy":
+    for name in "xyz":
         fields = {"prompt": name * 600, "lora": "style"}
         store.submit(prepare(parse_job(fields), settings, job_id=name))
     claim = store.claim("y", owner="w", lease_ms=60_000, identity="i", session="s")
     assert isinstance(claim, Claim)
     store.release([HeldJob("y", claim.fence)], cause=ReleaseCause.SLICED)
-    store.claim("x", owner="w", lease_ms=0, identity="i", session="s", prefixes=("other",))
+    prefix: Any = store.client.hget(keys.job("z"), "prefix")
+    store.claim("x", owner="w", lease_ms=0, identity="i", session="s", prefixes=(prefix.decode(),))
     for job_id in ("sealed", "x", "y"):
         names: Any = store.client.hkeys(keys.job(job_id))
         seen.update(name.decode() for name in names)
