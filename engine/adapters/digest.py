@@ -18,7 +18,7 @@ _DIGEST = re.compile(r"[0-9a-f]{32}")
 
 
 def is_digest(text: str) -> bool:
-    """Return whether a text has the form of a digest; such a text is no path."""
+    """Return whether a text is a digest by its form. Such a text cannot lead out of a folder."""
     return _DIGEST.fullmatch(text) is not None
 
 

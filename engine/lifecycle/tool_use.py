@@ -43,7 +43,7 @@ class ToolUse:
     tokenizer: Tokenizer
     #: Whether thoughts are taken out of the text.
     separates_thoughts: bool = False
-    #: Most tokens of thoughts; None if there is no limit.
+    #: How many tokens the thoughts may have; None if there is no limit.
     thinking_token_budget: int | None = None
     #: The ends of thoughts by their beginnings.
     thought_markers: Mapping[str, str] = field(default_factory=lambda: THOUGHTS)
@@ -105,7 +105,7 @@ def plan_tool_use(
         detokenizer: Knows the special tokens.
         tool_call_parser: The name of a call format, or "auto" to detect it from the template.
         separates_thoughts: Whether thoughts, if the template has their markup, are not text.
-        thinking_token_budget: Most tokens of thoughts; None if there is no limit.
+        thinking_token_budget: How many tokens the thoughts may have; None if there is no limit.
         model_name: For the error message.
 
     Returns:

@@ -11,7 +11,7 @@ from .scheduled_batch import ScheduledRequest
 
 
 def guided_of(request: Request) -> Request:
-    """Return the request that a guide guides; a request that is no guide itself."""
+    """Return the request that a guide belongs to; any other request is returned as it is."""
     link = request.guidance
     return request if link is None or not link.is_guide else link.partner
 

@@ -156,9 +156,9 @@ class Scheduler:
         call chooses the same tokens again.
 
         Returns:
-            An empty batch only if there is no request, if all wait for their adapters, or if a step
-            in flight has to be collected first: it computes all tokens that are left, or blocks
-            have run out.
+            The batch. It is empty only if there is no request, if all requests wait for their
+            adapters, or if a step in flight has to be collected first: it computes all tokens that
+            are left, or there are no free blocks.
         """
         self._take_back_in_batch_sharers()
         self._prefix_cache.reset_in_batch_blocks()

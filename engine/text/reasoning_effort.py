@@ -44,7 +44,7 @@ def effort_budget(effort: str | None, template: str) -> int | None:
     """Return the tokens that an effort leaves for thoughts.
 
     Returns:
-        None if there is no limit: the template itself takes the effort, or there are no thoughts.
+        None sets no limit: the template takes the effort itself, or the model has no thoughts.
     """
     if effort is None or _uses(template, "reasoning_effort") or not writes_thoughts(template):
         return None

@@ -58,7 +58,8 @@ class LineOptions:
     thinking_token_budget: Annotated[
         int | None,
         typer.Option(
-            help="Most tokens of thoughts, for lines that do not set it.", rich_help_panel=_LINES
+            help="How many tokens the thoughts may have, for lines that do not set it.",
+            rich_help_panel=_LINES,
         ),
     ] = None
     lora: Annotated[

@@ -164,6 +164,7 @@ class JobClaimer:
         except JobRejected as rejection:
             self._fail(task, rejection)
             return True
+        prefixes = self._prefixes.list()
         claim = self._store.claim(
             job_id,
             owner=self._owner,
@@ -171,7 +172,7 @@ class JobClaimer:
             identity=identity,
             nonce=parked.nonce,
             session=self._session,
-            prefixes=(prefixes := self._prefixes.list()),
+            prefixes=prefixes,
         )
         if isinstance(claim, ClaimRefusal):
             self._on_refused(task, claim)

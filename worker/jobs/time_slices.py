@@ -29,8 +29,8 @@ LOOK_INTERVAL_S = 0.5
 MAX_SLICES: Final = 8
 #: How many times the tokens of a waiting job a running one must have left.
 _LEAST_RATIO: Final = 2
-#: Part of the places that one look frees at most; another look may follow.
-_MAX_FREED: Final = 4
+#: One look frees at most one place in this many; another look may follow.
+_PLACES_PER_FREED: Final = 4
 
 
 def select_jobs(
@@ -161,7 +161,7 @@ class TimeSlices:
             slice_tokens=self._settings.time_slice_tokens,
             output_share=self._share.mean,
         )
-        chosen = chosen[: max(1, len(jobs) // _MAX_FREED)]
+        chosen = chosen[: max(1, len(jobs) // _PLACES_PER_FREED)]
         if chosen:
             _log.info("jobs_sliced", num_jobs=len(chosen), num_held=len(jobs))
             self._writer.begin_release(chosen, Release(ReleaseCause.SLICED))
