@@ -9,21 +9,23 @@ then say little.
 from __future__ import annotations
 
 import argparse
-import os
 import random
-import subprocess
 import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
 
 from batchmill.producer import Client, GenerationJob
 from batchmill.producer.store.job_store import JobStore
 from batchmill.worker.local.broker_config import BrokerConfig
 from batchmill.worker.local.embedded_broker import EmbeddedBroker
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+
+from bench_worker import bench_worker
 
 PLACES = 2
 BLOCK_SIZE = 16
@@ -32,28 +34,19 @@ NUM_WORDS = 110
 WORDS = ("the", "mill", "grinds", "water", "wheel", "stone", "grain", "flour", "and", "sack")
 
 
-@contextmanager
-def worker(url: str, name: str, kv_cache_bytes: int, settings: Sequence[str]) -> Iterator[None]:
+def worker(
+    url: str, name: str, kv_cache_bytes: int, settings: Sequence[str]
+) -> AbstractContextManager[None]:
     """Run a worker."""
     given = {
-        "BATCHMILL_BROKER_URL": url,
         "BATCHMILL_MODEL": "demo",
         "BATCHMILL_MAX_NUM_SEQS": str(PLACES),
         "BATCHMILL_KV_CACHE_BYTES": str(kv_cache_bytes),
         "BATCHMILL_MAX_MODEL_LEN": "1024",
         "BATCHMILL_BLOCK_SIZE": str(BLOCK_SIZE),
-        "BATCHMILL_WORKER_NAME": f"{name}@bench",
-        "BATCHMILL_LOG_LEVEL": "ERROR",
         "OMP_NUM_THREADS": "1",
     }
-    given |= {f"BATCHMILL_{key}": value for key, _, value in (s.partition("=") for s in settings)}
-    command = [sys.executable, "-m", "batchmill.worker.cli", "worker"]
-    process = subprocess.Popen(command, env=os.environ | given)
-    try:
-        yield
-    finally:
-        process.terminate()
-        process.wait()
+    return bench_worker(url, name, given, settings)
 
 
 def make_jobs(num_templates: int, num_jobs: int) -> list[GenerationJob]:

@@ -17,15 +17,13 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -34,10 +32,16 @@ from batchmill.producer.store.job_store import JobStore
 from batchmill.worker.local.broker_config import BrokerConfig
 from batchmill.worker.local.embedded_broker import EmbeddedBroker
 
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+
+from bench_worker import bench_worker
+
 STEP_S, SEQ_S = 0.004, 0.002
 PLACES = 16
 #: Of each long job: they outlast the start of a worker on a busy machine.
 LATE_TOKENS = 2500
+#: Of the stub engine, which ends longer requests.
+MAX_MODEL_LEN = 4096
 
 
 @dataclass(frozen=True)
@@ -75,26 +79,18 @@ def _step_s(num_running: float) -> float:
     return STEP_S + SEQ_S * num_running
 
 
-@contextmanager
-def worker(url: str, name: str, slowness: float, settings: Sequence[str]) -> Iterator[None]:
+def worker(
+    url: str, name: str, slowness: float, settings: Sequence[str]
+) -> AbstractContextManager[None]:
     """Run a worker."""
     stub = {"step_time_s": STEP_S * slowness, "seq_time_s": SEQ_S * slowness}
     given = {
-        "BATCHMILL_BROKER_URL": url,
         "BATCHMILL_ENGINE": "stub",
         "BATCHMILL_STUB": json.dumps(stub),
         "BATCHMILL_MAX_NUM_SEQS": str(PLACES),
-        "BATCHMILL_WORKER_NAME": f"{name}@bench",
-        "BATCHMILL_LOG_LEVEL": "ERROR",
+        "BATCHMILL_MAX_MODEL_LEN": str(MAX_MODEL_LEN),
     }
-    given |= {f"BATCHMILL_{key}": value for key, _, value in (s.partition("=") for s in settings)}
-    command = [sys.executable, "-m", "batchmill.worker.cli", "worker"]
-    process = subprocess.Popen(command, env=os.environ | given)
-    try:
-        yield
-    finally:
-        process.terminate()
-        process.wait()
+    return bench_worker(url, name, given, settings)
 
 
 def wait_ready(store: JobStore, num_workers: int) -> None:

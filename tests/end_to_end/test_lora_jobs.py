@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import subprocess
-import sys
-from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import AbstractContextManager, closing
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +18,7 @@ from batchmill.worker.cli.errors import ExitCode
 
 from ..engine.tiny_model import save_model
 from ..support.adapters import write_adapter
-from ..support.processes import CLI, wait_until
+from ..support.processes import CLI, killed_process, wait_until
 from ..worker.command_line import call
 
 NUM_TOKENS = 120
@@ -36,10 +33,11 @@ def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@contextmanager
-def worker(url: str, model: Path, adapters: Path, log: Path) -> Iterator[subprocess.Popen[bytes]]:
+def worker(
+    url: str, model: Path, adapters: Path, log: Path
+) -> AbstractContextManager[subprocess.Popen[bytes]]:
     """Run a worker with the tiny model; kill it at the end."""
-    environment = os.environ | {
+    environment = {
         **{f"BATCHMILL_{name.upper()}": str(value) for name, value in CONFIG.items()},
         "BATCHMILL_MODEL": str(model),
         "BATCHMILL_SERVED_MODEL_NAME": "tiny",
@@ -51,15 +49,7 @@ def worker(url: str, model: Path, adapters: Path, log: Path) -> Iterator[subproc
         "BATCHMILL_CHECKPOINT_TOKENS": "8",
         "PYTHONSAFEPATH": "1",
     }
-    with log.open("wb") as output:
-        process = subprocess.Popen(
-            [sys.executable, *CLI, "worker"], env=environment, stdout=output, stderr=output
-        )
-    try:
-        yield process
-    finally:
-        process.kill()
-        process.wait()
+    return killed_process(*CLI, "worker", environment=environment, log=log)
 
 
 def add(url: str, name: str, source: Path, adapters: Path) -> str:

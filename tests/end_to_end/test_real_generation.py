@@ -7,10 +7,9 @@ import os
 import re
 import signal
 import subprocess
-import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +22,7 @@ from batchmill.producer.store.job_store import JobStore
 from batchmill.worker.demo.prompts import demo_prompts
 
 from ..conftest import RedisServer
-from ..support.processes import CLI, wait_until
+from ..support.processes import CLI, killed_process, wait_until
 from ..worker.command_line import call, error_of
 
 #: Four for each kind of controls.
@@ -75,20 +74,13 @@ def texts() -> list[list[str]]:
     return [[each.text for each in output.completions] for output in outputs]
 
 
-@contextmanager
-def worker(url: str, name: str, log: Path, **settings: str) -> Iterator[subprocess.Popen[bytes]]:
+def worker(
+    url: str, name: str, log: Path, **settings: str
+) -> AbstractContextManager[subprocess.Popen[bytes]]:
     """Run a worker with the demo model; kill it at the end."""
-    environment = os.environ | WORKER | settings
+    environment = WORKER | settings
     environment |= {"BATCHMILL_BROKER_URL": url, "BATCHMILL_WORKER_NAME": name}
-    with log.open("wb") as output:
-        process = subprocess.Popen(
-            [sys.executable, *CLI, "worker"], env=environment, stdout=output, stderr=output
-        )
-    try:
-        yield process
-    finally:
-        process.kill()
-        process.wait()
+    return killed_process(*CLI, "worker", environment=environment, log=log)
 
 
 @pytest.fixture(scope="module")

@@ -52,13 +52,7 @@ def process(
     *arguments: str, environment: Mapping[str, str], log: Path
 ) -> Iterator[subprocess.Popen[bytes]]:
     """Run Python beside the test with its output in a file; end it with SIGTERM."""
-    with log.open("wb") as output:
-        child = subprocess.Popen(
-            [sys.executable, *arguments],
-            env={**os.environ, **environment},
-            stdout=output,
-            stderr=output,
-        )
+    child = _start(*arguments, environment=environment, log=log)
     try:
         yield child
     finally:
@@ -69,6 +63,29 @@ def process(
             child.kill()
             child.wait()
             raise
+
+
+@contextmanager
+def killed_process(
+    *arguments: str, environment: Mapping[str, str], log: Path
+) -> Iterator[subprocess.Popen[bytes]]:
+    """Run Python beside the test with its output in a file; kill it at the end."""
+    child = _start(*arguments, environment=environment, log=log)
+    try:
+        yield child
+    finally:
+        child.kill()
+        child.wait()
+
+
+def _start(*arguments: str, environment: Mapping[str, str], log: Path) -> subprocess.Popen[bytes]:
+    with log.open("wb") as output:
+        return subprocess.Popen(
+            [sys.executable, *arguments],
+            env={**os.environ, **environment},
+            stdout=output,
+            stderr=output,
+        )
 
 
 @contextmanager
