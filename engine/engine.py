@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from batchmill.engine.contract.media import Media
 from batchmill.engine.execution.kv_cache_sizing import allocate_kv_cache
 from batchmill.engine.lifecycle.intake import Prompt, RequestIntake, check_deadline
 from batchmill.engine.lifecycle.output_tracker import OutputTracker
@@ -175,6 +176,7 @@ class Engine:
         deadline_s: float | None = None,
         cache_salt: str | None = None,
         lora: str | None = None,
+        media: Sequence[Media] = (),
     ) -> None:
         """Add a request; the next calls of `step` compute it and report its output.
 
@@ -195,6 +197,8 @@ class Engine:
                 requests without a salt share with each other.
             lora: Digest of its LoRA adapter, which must be in `EngineConfig.lora_folder`; None
                 computes the model alone. No two adapters share KV blocks.
+            media: Decoded pictures and sounds, one for each part of type image or audio in the
+                messages of a `Chat`, in their order.
 
         Raises:
             RequestError: `context_length_exceeded` if the prompt leaves no room for a token,
@@ -210,6 +214,7 @@ class Engine:
             priority=priority,
             cache_salt=cache_salt,
             adapter=self._adapter(lora),
+            media=media,
         )
         self._unfinished.add(trackers, deadline_s=deadline_s)
 

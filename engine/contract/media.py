@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import hashlib
 import struct
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Final
+from typing import Any, ClassVar, Final
 
 from .errors import ContractError
 
@@ -85,6 +86,16 @@ class Audio:
 
 #: What a request may bring along, in the order of the placeholders of its messages.
 Media = Image | Audio
+#: Types of the parts of a message's content that stand for a medium.
+MEDIA_KINDS: Final = (Image.kind, Audio.kind)
+
+
+def media_kinds(messages: Iterable[Mapping[str, Any]]) -> list[str]:
+    """Return the kinds of the placeholders in messages, in the order of their media."""
+    contents = (message.get("content") for message in messages)
+    parts = (part for content in contents if isinstance(content, Sequence) for part in content)
+    kinds = (part.get("type") for part in parts if isinstance(part, Mapping))
+    return [kind for kind in kinds if kind in MEDIA_KINDS]
 
 
 def _digest(*parts: bytes) -> bytes:

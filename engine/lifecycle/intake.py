@@ -9,10 +9,12 @@ from typing import cast
 
 from batchmill.engine.config import EngineConfig
 from batchmill.engine.contract.errors import ContractError
+from batchmill.engine.contract.media import Media
 from batchmill.engine.contract.reasoning import check_budget
 from batchmill.engine.contract.structure_check import TOO_COMPLEX
 from batchmill.engine.errors import RequestError
 from batchmill.engine.loading.loading import LoadedModel
+from batchmill.engine.media.agreement import check_agreement as check_media_agreement
 from batchmill.engine.request.adapter import Adapter
 from batchmill.engine.request.outputs import FinishReason, ResumedTokens
 from batchmill.engine.request.prompt_lookup import PromptLookup
@@ -74,6 +76,7 @@ class RequestIntake:
         priority: int = 0,
         cache_salt: str | None = None,
         adapter: Adapter | None = None,
+        media: Sequence[Media] = (),
     ) -> list[OutputTracker]:
         """Check a request, and replay its resumed tokens.
 
@@ -85,6 +88,7 @@ class RequestIntake:
         """
         check_arguments(request_id, params, SamplingParams, priority, cache_salt)
         self._check_generates()
+        check_media_agreement(prompt, media, (), self._model_name)
         prompt_token_ids = self._prompt_token_ids(prompt, params)
         params = self._with_special_stops(params)
         self._check_vocabulary(params)

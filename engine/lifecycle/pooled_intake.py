@@ -10,6 +10,7 @@ from typing import NamedTuple
 from batchmill.engine.config import EngineConfig
 from batchmill.engine.errors import RequestError
 from batchmill.engine.loading.loading import LoadedModel
+from batchmill.engine.media.agreement import check_agreement
 from batchmill.engine.request.adapter import Adapter
 from batchmill.engine.request.pooling import PooledStates, PoolingParams
 from batchmill.engine.request.request import Request
@@ -89,6 +90,7 @@ class PooledIntake:
             RequestError: `context_length_exceeded`, `unsupported_parameter` or `invalid_request`.
         """
         check_arguments(request_id, params, PoolingParams, priority, cache_salt)
+        check_agreement(prompt, (), (), self._model_name)
         params, pooling = self._with_defaults(params)
         token_ids, type_ids = self._tokens(prompt, params)
         request = Request(

@@ -11,6 +11,7 @@ from typing import Any
 from batchmill.engine.contract import chat as contract
 from batchmill.engine.contract.errors import ContractError
 from batchmill.engine.contract.grammar import check_parameters
+from batchmill.engine.contract.media import MEDIA_KINDS, media_kinds
 from batchmill.engine.contract.reasoning import check_effort
 from batchmill.engine.errors import RequestError
 
@@ -23,8 +24,9 @@ class Chat:
         RequestError: `invalid_request`, or `unsupported_parameter` for content that is not text.
     """
 
-    #: OpenAI's messages: `role`, `content` (text, or parts of type text), `tool_calls`,
-    #: `tool_call_id` and `name`.
+    #: OpenAI's messages: `role`, `content` (text, or parts of type text, image or audio),
+    #: `tool_calls`, `tool_call_id` and `name`. A part of type image or audio is a placeholder of
+    #: one of the request's media.
     messages: Sequence[Mapping[str, Any]]
     #: OpenAI's function tools: `{"type": "function", "function": {"name", "parameters", …}}`.
     tools: Sequence[Mapping[str, Any]] | None = ()
@@ -54,6 +56,11 @@ class Chat:
         self._check_tool_choice()
         self._check_continuation()
         self._check_effort()
+
+    @property
+    def media_kinds(self) -> list[str]:
+        """Kinds of the media that it needs, in the order of their placeholders."""
+        return media_kinds(self.messages)
 
     @property
     def shown_tools(self) -> list[Mapping[str, Any]]:
@@ -115,18 +122,23 @@ class Chat:
 def text_of(content: Any) -> str | None:
     """Return the text of a message's content, parts joined by line ends as in vLLM, or None.
 
+    Parts that stand for media have no text.
+
     Raises:
-        RequestError: `unsupported_parameter` for a part that is not text.
+        RequestError: `unsupported_parameter` for a part of another type.
     """
     if content is None or isinstance(content, str):
         return content
     texts = []
     for part in content if isinstance(content, Sequence) else [content]:
         kind = part.get("type") if isinstance(part, Mapping) else None
+        if kind in MEDIA_KINDS:
+            continue
         if kind != "text" or not isinstance(part.get("text"), str):
             raise RequestError(
                 "unsupported_parameter",
-                f"a message has a part of type {str(kind)[:40]!r}: this version takes text only",
+                f"a message has a part of type {str(kind)[:40]!r}: use parts of type text, image "
+                "or audio",
             )
         texts.append(part["text"])
     return "\n".join(texts)

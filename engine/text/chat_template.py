@@ -8,6 +8,7 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerFast
 
+from batchmill.engine.contract.media import MEDIA_KINDS, media_kinds
 from batchmill.engine.errors import RequestError
 
 from .chat import Chat, decoded_call, text_of
@@ -142,7 +143,7 @@ def _inputs(chat: Chat, template: str) -> dict[str, Any]:
 
 
 def _plain_message(index: int, message: Mapping[str, Any], template: str) -> dict[str, Any]:
-    plain = {**message, "content": text_of(message.get("content"))}
+    plain = {**message, "content": _plain_content(message)}
     # OpenAI's newer name for the same role; few templates know it.
     if plain["role"] == "developer" and "developer" not in template:
         plain["role"] = "system"
@@ -150,6 +151,18 @@ def _plain_message(index: int, message: Mapping[str, Any], template: str) -> dic
     if calls:
         plain["tool_calls"] = [decoded_call(call, index) for call in calls]
     return plain
+
+
+def _plain_content(message: Mapping[str, Any]) -> str | list[dict[str, Any]] | None:
+    """Return the text of a message, or its parts if any of them stands for a medium."""
+    if not media_kinds([message]):
+        return text_of(message.get("content"))
+    return [
+        {"type": part["type"]}
+        if part["type"] in MEDIA_KINDS
+        else {"type": "text", "text": part["text"]}
+        for part in message["content"]
+    ]
 
 
 def _plain_tool(tool: Mapping[str, Any]) -> dict[str, Any]:

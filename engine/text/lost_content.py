@@ -84,7 +84,8 @@ def _with_marks(given: dict[str, Any], indexes: Sequence[int]) -> dict[str, Any]
     for index in indexes:
         mark: Any = _mark(index)
         if not isinstance(messages[index]["content"], str):
-            mark = [{"type": "text", "text": mark}]
+            # Media keep their places, which a template may count.
+            mark = [*_media_of(messages[index]), {"type": "text", "text": mark}]
         messages[index] = {**messages[index], "content": mark}
     # To continue a message, its content is looked for in the prompt.
     return {**given, "conversation": messages, "continue_final_message": False}
@@ -100,7 +101,9 @@ def _with_other_texts(given: dict[str, Any], index: int) -> Iterator[dict[str, A
         if isinstance(own, str):
             content: Any = change(own)
         else:
-            content = [{**part, "text": change(part["text"])} for part in own]
+            content = [
+                {**part, "text": change(part["text"])} if "text" in part else part for part in own
+            ]
         if content != own:
             messages = list(given["conversation"])
             messages[index] = {**messages[index], "content": content}
@@ -130,4 +133,8 @@ def _has_text(message: Mapping[str, Any]) -> bool:
     content = message["content"]
     if isinstance(content, str):
         return bool(content.strip())
-    return any(part["text"].strip() for part in content or ())
+    return any(part.get("text", "").strip() for part in content or ())
+
+
+def _media_of(message: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    return [part for part in message["content"] if "text" not in part]

@@ -9,6 +9,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, TypeAlias
 
+from batchmill.engine.contract.media import Media
+
 
 @dataclass(frozen=True, slots=True)
 class EngineSpec:
@@ -49,6 +51,8 @@ class AddRequest:
     #: Field of the job that asks for a plan (`decision` …), and its content; None for text alone.
     section: str | None = None
     section_fields: Mapping[str, Any] = field(default_factory=dict)
+    #: Decoded pictures and sounds, one for each placeholder of the chat, in its order.
+    media: Sequence[Media] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -129,6 +129,7 @@ class RealEngine:
                 deadline_s=request.deadline_s,
                 cache_salt=request.cache_salt,
                 lora=request.lora,
+                media=request.media,
             )
             if params.num_logprobs is not None or params.num_prompt_logprobs is not None:
                 self._scored[request.request_id] = params
@@ -139,6 +140,12 @@ class RealEngine:
 
     def _add_plan(self, request: AddRequest, section: str) -> None:
         prompt, params = None, None
+        if request.media:
+            raise RequestError(
+                "unsupported_parameter",
+                f"{section} is not computed over media: leave out the images and audio, or leave "
+                f"{section} out",
+            )
         if request.prompt is not None or request.chat is not None:
             prompt = _prompt(request)
             params = SamplingParams.from_dict(self._with_defaults(request.params))

@@ -20,6 +20,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from batchmill.engine.contract.media import media_kinds
+
 from .hosted_engine import RequestRefused, StepOutput
 from .messages import AddRequest, DraftCounts, EngineLoad, EngineWork, Finished, Ready
 from .stub_output import (
@@ -155,8 +157,8 @@ class StubEngine:
         """Queue a request.
 
         Raises:
-            RequestRefused: the prompt has a refuse marker or is longer than `max_model_len`, or the
-                request has an adapter.
+            RequestRefused: the prompt has a refuse marker or is longer than `max_model_len`, the
+                request has an adapter, or its media do not agree with its placeholders.
         """
         if request.lora is not None:
             raise RequestRefused(
@@ -292,11 +294,22 @@ def _sections(request: AddRequest) -> Mapping[str, Any]:
 
 
 def _render(request: AddRequest) -> str:
-    if request.chat is not None:
-        return "".join(
-            f"<{message['role']}>{message.get('content', '')}"
-            for message in request.chat["messages"]
+    """Return the prompt's text; media stand in it with their digests, so tokens follow them.
+
+    Raises:
+        RequestRefused: the media do not agree with the placeholders.
+    """
+    messages = [] if request.chat is None else request.chat["messages"]
+    wanted, given = media_kinds(messages), [each.kind for each in request.media]
+    if wanted != given:
+        raise RequestRefused(
+            "invalid_request",
+            f"messages have placeholders of {wanted} and media holds {given}: give one medium for "
+            "each placeholder, in the same order",
         )
+    if request.chat is not None:
+        text = "".join(f"<{each['role']}>{each.get('content', '')}" for each in messages)
+        return text + "".join(f"<{each.content_digest().hex()}>" for each in request.media)
     if isinstance(request.prompt, str):
         return request.prompt
     return " ".join(str(token_id) for token_id in request.prompt or ())

@@ -162,7 +162,7 @@ def test_content_in_parts_and_the_developers_role_are_understood(byte_model: Loa
     parts = [{"type": "text", "text": "Be"}, {"type": "text", "text": "brief."}]
     messages = [{"role": "developer", "content": parts}, QUESTION]
     assert "<system>Be\nbrief.</>" in rendered(byte_model, PLAIN, messages=messages)
-    with pytest.raises(RequestError, match="'image_url': this version takes text only") as caught:
+    with pytest.raises(RequestError, match="'image_url': use parts") as caught:
         Chat(messages=[{"role": "user", "content": [{"type": "image_url", "image_url": {}}]}])
     assert caught.value.code == "unsupported_parameter"
 
