@@ -11,7 +11,7 @@ from batchmill.producer.moments import moment
 from batchmill.producer.protocol import keys
 from batchmill.producer.protocol.attempts import Attempt
 from batchmill.producer.protocol.replies import JobState
-from batchmill.producer.result_sections import DecisionResult, Explanation
+from batchmill.producer.result_sections import Answer, DecisionResult, Explanation
 from batchmill.producer.vector_sections import EmbeddingResult, ScoringResult
 
 # Unknown fields are ignored: a worker of a later version may add some.
@@ -214,7 +214,7 @@ class SelectedSample(BaseModel):
 
     model_config = _CONFIG
 
-    by: Literal["likelihood", "vote"]
+    by: Literal["likelihood", "vote", "decision"]
     """How it was selected."""
 
     index: int | None = None
@@ -229,6 +229,9 @@ class SelectedSample(BaseModel):
     )
     """By vote: answers, and how many samples gave each, the most frequent first. Those of a field
     are JSON."""
+
+    answers: list[Answer | None] = Field(default_factory=list, repr=False, exclude_if=_is_absent)
+    """By decision: the answer about each sample; None if it failed."""
 
 
 class JobResult(BaseModel):

@@ -55,7 +55,7 @@ def read_spellings(decision: Mapping[str, Any]) -> dict[str, Any]:
         questions = _by_id(questions)
     if isinstance(questions, Mapping):
         read["questions"] = {
-            key: _read_question(each) if isinstance(each, Mapping) else each
+            key: read_question(each) if isinstance(each, Mapping) else each
             for key, each in questions.items()
         }
     return read
@@ -128,7 +128,12 @@ def _by_id(questions: Sequence[Any]) -> dict[str, Any]:
     return found
 
 
-def _read_question(question: Mapping[str, Any]) -> dict[str, Any]:
+def read_question(question: Mapping[str, Any]) -> dict[str, Any]:
+    """Return one question in our own form; see `read_spellings`.
+
+    Raises:
+        ContractError: something is given under two names, or an option twice.
+    """
     read = dict(question)
     for other, name in _OTHER_NAMES.items():
         if other in read:

@@ -23,7 +23,12 @@ def add_guide(
         RequestError: `context_length_exceeded` if the output does not fit behind the negative
             prompt; `unsupported_parameter` if the engine computes one request at a time.
     """
-    num_output = request.max_num_tokens - len(request.prompt_token_ids)
+    num_prompt_tokens = len(request.prompt_token_ids)
+    if request.params.max_tokens is None:
+        # The output ends where either of the two reaches the model's length.
+        num_left = max_model_len - len(negative_token_ids)
+        request.max_num_tokens = min(request.max_num_tokens, num_prompt_tokens + num_left)
+    num_output = request.max_num_tokens - num_prompt_tokens
     num_tokens = len(negative_token_ids) + num_output
     if num_tokens > max_model_len:
         raise RequestError(

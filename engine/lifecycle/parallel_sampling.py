@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import replace
 
-from batchmill.engine.request.outputs import RequestOutput
+from batchmill.engine.request.outputs import RequestOutput, ResumedTokens
 
 from .output_tracker import OutputTracker
 
@@ -61,3 +61,11 @@ def sample_seed(seed: int, index: int) -> int:
         return seed
     digest = hashlib.blake2b(f"{seed}\0{index}".encode(), digest_size=8).digest()
     return int.from_bytes(digest, "little", signed=True)
+
+
+def resumed_samples(token_ids: Sequence[int], n: int) -> ResumedTokens:
+    """Return the resumed tokens of each of `n` samples, from those of the first.
+
+    Only the first sample's tokens are checkpointed; the others are generated again.
+    """
+    return [token_ids, *[()] * (n - 1)] if n > 1 else token_ids

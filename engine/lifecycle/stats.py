@@ -84,8 +84,8 @@ class CurrentLoad:
     def of(cls, scheduler: Scheduler) -> CurrentLoad:
         """Read the load from a scheduler and its block pool."""
         return cls(
-            num_running=len(scheduler.running),
-            num_waiting=len(scheduler.waiting),
+            num_running=scheduler.num_running,
+            num_waiting=scheduler.num_waiting,
             num_free_blocks=scheduler.block_pool.num_free_blocks,
         )
 
@@ -154,8 +154,8 @@ class StatsCounter:
         pool = scheduler.block_pool
         times = sorted(step.time_s for step in self.recent_steps)
         return EngineStats(
-            num_waiting=len(scheduler.waiting),
-            num_running=len(scheduler.running),
+            num_waiting=scheduler.num_waiting,
+            num_running=scheduler.num_running,
             num_blocks=pool.num_blocks,
             num_free_blocks=pool.num_free_blocks,
             num_cached_blocks=pool.num_cached_blocks,

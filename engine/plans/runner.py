@@ -11,7 +11,13 @@ from typing import TypedDict, cast
 from batchmill.engine.engine import Engine
 from batchmill.engine.errors import RequestError
 from batchmill.engine.lifecycle.intake import Prompt
-from batchmill.engine.request.outputs import FinishReason, RequestFailure, RequestOutput
+from batchmill.engine.lifecycle.parallel_sampling import resumed_samples
+from batchmill.engine.request.outputs import (
+    FinishReason,
+    RequestFailure,
+    RequestOutput,
+    ResumedTokens,
+)
 from batchmill.engine.request.pooling import PoolingParams
 
 from .plan import Plan, PlanCounts, PlanEnd, PlannedRequest, PlanResult
@@ -181,9 +187,9 @@ class PlanRunner:
         if isinstance(request.params, PoolingParams):
             self._engine.add_pooled_request(engine_id, request.prompt, request.params, **common)
         else:
-            resumed = request.resumed_token_ids
+            resumed: ResumedTokens = request.resumed_token_ids
             if request.is_output:
-                resumed = options.resumed_token_ids
+                resumed = resumed_samples(options.resumed_token_ids, request.params.n)
             prompt = cast("Prompt", request.prompt)
             self._engine.add_request(engine_id, prompt, request.params, resumed, **common)
         running.places[engine_id] = place

@@ -7,6 +7,7 @@ from typing import Final
 
 from batchmill.engine.contract.explain import EXPLAIN
 from batchmill.engine.contract.kinds import SECTIONS, Kind
+from batchmill.engine.contract.selection import SELECT
 from batchmill.engine.errors import RequestError
 from batchmill.engine.lifecycle.pooled_intake import PoolingSupport
 
@@ -15,13 +16,15 @@ from .embedding import embedding_plan
 from .explain.plan import explain_plan
 from .plan import PlanMaker
 from .scoring import scoring_plan
+from .selection import selection_plan
 
 #: The field of a job -> its plan.
 PLANS: Final[Mapping[str, PlanMaker]] = {
     "decision": decision_plan,
     "embedding": embedding_plan,
     "scoring": scoring_plan,
-    "explain": explain_plan,
+    EXPLAIN: explain_plan,
+    SELECT: selection_plan,
 }
 #: What a model must compute for a kind of job, of `PoolingSupport.tasks`; one of them is enough.
 _TASKS: Final[Mapping[Kind, frozenset[str]]] = {
@@ -51,7 +54,7 @@ def plan_maker(section: str, support: PoolingSupport) -> PlanMaker:
     kinds = served_kinds(support)
     served = [SECTIONS[Kind(kind)] for kind in kinds if Kind(kind) in SECTIONS]
     if Kind.GENERATE.value in kinds:
-        served.append(EXPLAIN)
+        served += [EXPLAIN, SELECT]
     if section not in served:
         raise RequestError(
             "unsupported_parameter",

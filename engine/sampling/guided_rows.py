@@ -54,7 +54,9 @@ class GuidedRows:
         """
         own = logits[self.guided].log_softmax(dim=-1)
         other = logits[self.guides].log_softmax(dim=-1)
-        logits[self.guided] = other + self.scales * (own - other)
+        guided = other + self.scales * (own - other)
+        # A token that is impossible after the negative prompt has no distance to move by.
+        logits[self.guided] = torch.where(other.isneginf(), own, guided)
         both = is_finite[self.guided] & is_finite[self.guides]
         is_finite[self.guided] = both
         is_finite[self.guides] = both

@@ -16,6 +16,11 @@ def guided_of(request: Request) -> Request:
     return request if link is None or not link.is_guide else link.partner
 
 
+def num_guides(requests: Iterable[Request]) -> int:
+    """Count the guides among some requests."""
+    return sum(each.guidance is not None and each.guidance.is_guide for each in requests)
+
+
 def running_partner(request: Request) -> Request | None:
     """Return the other request of a pair, if it runs."""
     if request.guidance is None:
@@ -54,13 +59,16 @@ def add_guided_chunks(
     assert request.guidance is not None
     partner = running_partner(request)
     is_ready = partner is not None and partner.num_uncomputed_tokens == 1 and partner in prefilling
-    # The guided request adds both; a step must have room for both.
-    if partner is None or not is_ready or request.guidance.is_guide or builder.num_free_tokens < 2:
+    # The second one to be ready adds both; a step must have room for both.
+    if partner is None or not is_ready or builder.num_free_tokens < 2:
         return
-    item = builder.add_chunk(request, 1)
+    pair = (partner, request) if request.guidance.is_guide else (request, partner)
+    if any(item.request is pair[0] for item in builder.chunks):
+        return
+    item = builder.add_chunk(pair[0], 1)
     if item is None or not item.needs_sample:
         return
     yield item
-    guide = builder.add_chunk(partner, 1)
+    guide = builder.add_chunk(pair[1], 1)
     assert guide is not None
     yield guide

@@ -14,7 +14,13 @@ from .adapter_gate import AdapterGate, AdapterResidence
 from .batch_builder import BatchBuilder
 from .batch_limits import BatchLimits
 from .block_pool import BlockPool
-from .guided_pairs import add_guided_chunks, guided_of, running_partner, without_partner
+from .guided_pairs import (
+    add_guided_chunks,
+    guided_of,
+    num_guides,
+    running_partner,
+    without_partner,
+)
 from .prefix_cache import PrefixCache
 from .running_requests import RunningRequests
 from .scheduled_batch import ScheduledBatch, ScheduledRequest, VerifiedDrafts
@@ -108,6 +114,16 @@ class Scheduler:
     def has_requests(self) -> bool:
         """Whether any request waits or runs."""
         return bool(self.running or self.waiting)
+
+    @property
+    def num_running(self) -> int:
+        """Running requests without guides, which belong to another one."""
+        return len(self.running) - (num_guides(self.running) if self._num_guides else 0)
+
+    @property
+    def num_waiting(self) -> int:
+        """Waiting requests without guides."""
+        return len(self.waiting) - (num_guides(self.waiting) if self._num_guides else 0)
 
     def check_fits(self, request: Request) -> None:
         """Refuse a request that does not fit into an empty pool.

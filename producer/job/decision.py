@@ -97,6 +97,12 @@ class Question(BaseModel):
         return 2 if self.type == "yes_no" else len(self.criteria or ())
 
 
+def answer_bytes(question: Question) -> int:
+    """Return the bytes that the answer to a question takes in a result, about."""
+    names = len(question.model_dump_json()) if question.type == "choice" else 0
+    return _ANSWER_BYTES + question.num_options * _OPTION_BYTES + names
+
+
 class Decision(KindSection):
     """Questions about one state. docs/deciding.md says how each is asked and answered."""
 
@@ -185,9 +191,7 @@ class Decision(KindSection):
         """Bytes of the answers."""
         num_bytes = 0
         for name, question in self.questions.items():
-            num_bytes += _ANSWER_BYTES + len(name.encode())
-            num_bytes += question.num_options * _OPTION_BYTES
-            num_bytes += len(question.model_dump_json()) if question.type == "choice" else 0
+            num_bytes += answer_bytes(question) + len(name.encode())
         return num_bytes + self.num_output_tokens * _TOKEN_BYTES
 
     def num_prompts_of(self, question: Question) -> int:

@@ -22,6 +22,7 @@ from batchmill.engine.contract.limits import (
     MAX_PROMPT_BYTES,
 )
 from batchmill.engine.contract.reasoning import check_budget
+from batchmill.engine.contract.selection import SELECT
 from batchmill.engine.contract.unsupported import UNSUPPORTED_FIELDS
 from batchmill.producer.protocol import keys
 from batchmill.producer.tracing.traceparent import read_traceparent
@@ -269,8 +270,8 @@ class GenerationJob(ChatFields, SamplingControls):
     continue. An invalid one is ignored."""
 
     select: Selection | None = optional(None)
-    """Which of the `n` samples is selected, by their likelihood or by a vote. All of them stay in
-    the result."""
+    """Which of the `n` samples is selected, by their likelihood, by a vote, or by a question about
+    each. All of them stay in the result."""
 
     retry: RetryPolicy | None = optional(None)
     """Which errors of an attempt lead to another attempt, how often, and after which waits.
@@ -349,6 +350,8 @@ class GenerationJob(ChatFields, SamplingControls):
             return self.section_name, self.section.model_dump()
         if self.explain:
             return explanation.EXPLAIN, {"parts": list(self.explain)}
+        if self.select is not None and self.select.question is not None:
+            return SELECT, {"question": self.select.question.model_dump()}
         return None, {}
 
     @property

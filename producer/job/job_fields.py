@@ -148,8 +148,8 @@ class JobFields(OtherNames, total=False):
     continue. An invalid one is ignored."""
 
     select: Selection | dict[str, Any] | None
-    """Which of the `n` samples is selected, by their likelihood or by a vote. All of them
-    stay in the result."""
+    """Which of the `n` samples is selected, by their likelihood, by a vote, or by a question
+    about each. All of them stay in the result."""
 
     retry: RetryPolicy | dict[str, Any] | None
     """Which errors of an attempt lead to another attempt, how often, and after which waits.

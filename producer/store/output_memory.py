@@ -47,6 +47,8 @@ def output_bytes(job: GenerationJob, num_prompt_tokens: int) -> int:
     total += num_prompt_tokens * _logprobs_bytes(job.prompt_logprobs)
     if job.explain:
         total += _explanation_bytes(job, num_prompt_tokens)
+    if job.select is not None:
+        total += job.n * job.select.num_result_bytes_per_sample
     if job.echo:
         total += num_scored * per_token
     return total + _event_bytes(job, num_tokens)

@@ -106,6 +106,8 @@ def estimated_tokens(job: GenerationJob) -> int:
         num_prompt_tokens + _estimated_tokens(job.negative_prompt or []) + num_output_tokens
     )
     num_tokens += most_tokens(job.explain, num_prompt_tokens, num_output_tokens)
+    if job.select is not None:
+        num_tokens += job.select.num_judging_tokens(num_prompt_tokens, job.max_tokens, job.n)
     return min(num_tokens, limits.MAX_COST_TOKENS)
 
 

@@ -13,6 +13,7 @@ from transformers import LlamaForCausalLM
 from batchmill.engine import Chat, Engine, EngineConfig, RequestError, RequestOutput, SamplingParams
 from batchmill.engine.loading.loading import LoadedModel
 from batchmill.engine.request.request import RequestStatus
+from batchmill.engine.sampling.guided_rows import GuidedRows
 
 from ..support.chat_model import save_chat_model
 from .tiny_model import Fuse, check_nothing_is_lost, tiny_engine
@@ -205,3 +206,58 @@ def test_guidance_that_cannot_be_is_refused(byte_engine: MakeEngine) -> None:
     assert refused.value.code == "context_length_exceeded"
     with pytest.raises(RequestError, match="max_num_seqs is 1"):
         byte_engine(max_num_seqs=1).generate([PROMPT], params_of())
+
+
+@pytest.mark.feature("guidance_scale", "negative_prompt")
+def test_an_output_without_max_tokens_ends_where_the_longer_prompt_reaches_the_models_length(
+    byte_engine: MakeEngine,
+) -> None:
+    engine = byte_engine(max_model_len=64)
+    (output,) = engine.generate([PROMPT], params_of(max_tokens=None))
+    assert output.finish_reason == "length"
+    assert len(output.token_ids) == 64 - len(NEGATIVE) < 64 - len(PROMPT)
+    (shorter,) = engine.generate([PROMPT], params_of(max_tokens=None, negative_prompt="a"))
+    assert len(shorter.token_ids) == 64 - len(PROMPT)
+
+
+@pytest.mark.feature("guidance_scale")
+def test_a_guide_is_not_counted_as_a_request(byte_engine: MakeEngine) -> None:
+    engine = byte_engine(max_num_seqs=2)
+    for number in range(2):
+        engine.add_request(str(number), f"{number}{PROMPT}", params_of(max_tokens=3))
+    assert (engine.load().num_running, engine.load().num_waiting) == (0, 2)
+    while not engine.load().num_running:
+        engine.step()
+    assert (engine.load().num_running, engine.load().num_waiting) == (1, 1)
+    assert engine.stats().num_running == 1
+    run(engine)
+
+
+@pytest.mark.feature("guidance_scale")
+def test_a_pair_of_which_all_but_the_last_tokens_are_cached_starts_at_once(
+    byte_engine: MakeEngine,
+) -> None:
+    engine = byte_engine()
+    params = params_of(negative_prompt=None)
+    whole = PROMPT[:-1]
+    assert len(whole) % 4 == 0
+    for prompt in (whole + "x", whole + "x"):
+        (output,) = engine.generate([prompt], params)
+    assert output.num_cached_tokens == len(whole)
+    (expected,) = byte_engine(enable_prefix_caching=False).generate([whole + "x"], params)
+    assert output.token_ids == expected.token_ids
+
+
+@pytest.mark.feature("guidance_scale")
+def test_tokens_that_are_impossible_leave_guided_rows_finite() -> None:
+    inf = float("inf")
+    logits = torch.tensor([[1.0, -inf, 0.5, -inf], [0.0, -inf, -inf, 2.0]])
+    own = logits[0].log_softmax(dim=-1)
+    one = torch.tensor([0])
+    pair = GuidedRows(guided=one, guides=one + 1, scales=torch.tensor([[2.0]]))
+    is_finite = torch.tensor([True, True])
+    pair.guide(logits, is_finite)
+    assert logits[0, [1, 3]].tolist() == [-inf, -inf]  # after the prompt they are impossible
+    assert logits[0, 2] == own[2]  # after the negative prompt only
+    assert torch.isfinite(logits[0, :1]).all()
+    assert is_finite.tolist() == [True, True]

@@ -61,7 +61,6 @@ IMPORTABLE = {
             "gpus",
             "lifecycle",
             "plans",
-            "request",
         ),
     },
     ("worker", "producer"): {

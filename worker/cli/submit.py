@@ -136,8 +136,8 @@ _Select = Annotated[
     str | None,
     typer.Option(
         metavar="JSON",
-        help='Which of n samples is selected: {"by": "likelihood"}, or {"by": "vote", "field": '
-        '"answer"}.',
+        help='Which of n samples is selected: {"by": "likelihood"}, {"by": "vote", "field": '
+        '"answer"}, or {"by": "decision", "question": "Is it correct?"}.',
         rich_help_panel=_GENERATION,
     ),
 ]

@@ -19,10 +19,10 @@ from batchmill.engine import (
 )
 from batchmill.engine.errors import EngineError, RequestError, is_out_of_memory
 from batchmill.engine.lifecycle.intake import Prompt
+from batchmill.engine.lifecycle.parallel_sampling import resumed_samples
 from batchmill.engine.plans.plan import PlanEnd, PlannedJob
 from batchmill.engine.plans.runner import JobOptions, PlanRunner
 from batchmill.engine.plans.table import plan_maker, served_kinds
-from batchmill.engine.request.outputs import ResumedTokens
 from batchmill.worker.errors import EngineStartError
 
 from .hosted_engine import RequestRefused, StepOutput
@@ -116,15 +116,11 @@ class RealEngine:
                 return
             prompt = _prompt(request)
             params = SamplingParams.from_dict(self._with_defaults(request.params))
-            resumed: ResumedTokens = request.resumed_token_ids
-            if params.n > 1:
-                # Only the first sample's tokens are checkpointed; the others are generated again.
-                resumed = [request.resumed_token_ids, *[()] * (params.n - 1)]
             self._engine.add_request(
                 request.request_id,
                 prompt,
                 params,
-                resumed,
+                resumed_samples(request.resumed_token_ids, params.n),
                 priority=request.priority,
                 deadline_s=request.deadline_s,
                 cache_salt=request.cache_salt,
@@ -235,7 +231,7 @@ class RealEngine:
     def _plan_finished(self, end: PlanEnd) -> Finished:
         section, params = self._planned.pop(end.request_id)
         self._resumed.discard(end.request_id)
-        num_own_tokens = 0 if end.output is None else len(end.output.token_ids)
+        num_own_tokens = 0 if end.output is None else end.output.usage.completion_tokens
         return replace(
             self._own_output(end, params),
             finish_reason=str(end.finish_reason),

@@ -6,6 +6,7 @@ import time
 from collections.abc import Sequence
 from typing import TypeVar
 
+from batchmill.engine.contract.selection import SELECT
 from batchmill.producer.protocol.replies import JobState
 from batchmill.producer.results import (
     CalledFunction,
@@ -46,6 +47,8 @@ def build_result(
     rule, reports = job.selection, job.reports_logprobs
     # A selection may need log probabilities that the caller did not ask for.
     of_output, of_prompt = reports
+    sections = dict(finished.sections)
+    answers = sections.pop(SELECT, None)
     return JobResult(
         id=job.claim.job_id,
         model=model,
@@ -63,7 +66,7 @@ def build_result(
             _completion(index, each, with_logprobs=of_output)
             for index, each in enumerate(finished.samples)
         ],
-        selection=None if rule is None else select_sample(rule, finished.samples),
+        selection=None if rule is None else select_sample(rule, finished.samples, answers),
         watermarked=finished.is_watermarked,
         usage=_usage(finished),
         metrics=_metrics(job, finished),
@@ -73,7 +76,7 @@ def build_result(
         metadata=dict(job.metadata),
         tenant=job.tenant,
         tags=list(job.tags),
-        **finished.sections,
+        **sections,
     )
 
 

@@ -1,5 +1,7 @@
 """Selects one of a job's samples, once all of them have ended.
 
+A selection by decision is made in the engine (`engine/plans/selection.py`).
+
 Sources: best of n by likelihood with its length divided out, as in Adiwardana et al. 2020; voting,
 Wang et al. 2022, "Self-consistency improves chain of thought reasoning".
 """
@@ -8,7 +10,8 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from batchmill.producer.job.selection import Selection
 from batchmill.producer.results import SelectedSample
@@ -17,11 +20,21 @@ from batchmill.worker.engine_host.messages import FinishedSample
 _ENDED = frozenset({"stop", "length", "tool_calls"})
 
 
-def select_sample(rule: Selection, samples: Sequence[FinishedSample]) -> SelectedSample:
+def select_sample(
+    rule: Selection, samples: Sequence[FinishedSample], decided: Mapping[str, Any] | None = None
+) -> SelectedSample:
     """Return which sample a rule selects; samples that failed are no candidates.
 
     The earlier one of equals is selected, so the same samples always give the same selection.
+
+    Args:
+        rule: How.
+        samples: All of them.
+        decided: Of a selection by decision, what the engine's plan computed; None if it did not
+            get that far.
     """
+    if rule.by == "decision":
+        return SelectedSample.model_validate({"by": "decision", **(decided or {})})
     if rule.by == "likelihood":
         return _by_likelihood(samples)
     return _by_vote(samples, rule.field)

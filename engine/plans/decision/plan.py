@@ -35,16 +35,8 @@ def decision_plan(job: PlannedJob) -> Plan:
     asked = askings(spec)
     readings: list[tuple[Asking, Reading]] = []
     for batch in _batches(asked, spec):
-        label_ids, requests = [], []
-        for asking in batch:
-            prompt = _prompt(job, spec, reading_messages(spec, asking))
-            label_ids.append(label_token_ids(job.engine.tokenizer, prompt, asking.labels))
-            requests.append(PlannedRequest(prompt, _reading_params(label_ids[-1])))
-        outputs = yield requests
-        readings += [
-            (asking, _reading(ids, output))
-            for asking, ids, output in zip(batch, label_ids, outputs, strict=True)
-        ]
+        found = yield from read_labels(job, [(spec, asking) for asking in batch])
+        readings += zip(batch, found, strict=True)
     answers = {
         question.question_id: make_answer(
             question,
@@ -58,6 +50,33 @@ def decision_plan(job: PlannedJob) -> Plan:
         yield from _texts(job, spec, answers)
     section = {"answers": answers, "num_prompts": len(asked)}
     return PlanResult(section, _failure(spec, answers))
+
+
+def check_labels(job: PlannedJob, spec: DecisionSpec, asking: Asking) -> None:
+    """Check that a model has a token for each label of a question.
+
+    Raises:
+        RequestError: as `read_labels`.
+    """
+    prompt = _prompt(job, spec, reading_messages(spec, asking))
+    label_token_ids(job.engine.tokenizer, prompt, asking.labels)
+
+
+def read_labels(
+    job: PlannedJob, asked: Sequence[tuple[DecisionSpec, Asking]]
+) -> Generator[Sequence[PlannedRequest], Sequence[RequestOutput], list[Reading]]:
+    """Return what the model reads at the labels of some questions, asked side by side.
+
+    Raises:
+        RequestError: `context_length_exceeded`, or `unsupported_parameter` for a label.
+    """
+    label_ids, requests = [], []
+    for spec, asking in asked:
+        prompt = _prompt(job, spec, reading_messages(spec, asking))
+        label_ids.append(label_token_ids(job.engine.tokenizer, prompt, asking.labels))
+        requests.append(PlannedRequest(prompt, _reading_params(label_ids[-1])))
+    outputs = yield requests
+    return [_reading(ids, output) for ids, output in zip(label_ids, outputs, strict=True)]
 
 
 def _readings_of(

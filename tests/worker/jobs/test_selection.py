@@ -98,7 +98,20 @@ def test_the_result_has_the_selection_and_no_log_probabilities_that_were_not_ask
     ("fields", "code", "problem"),
     [
         ({"select": {"by": "vote"}}, "invalid_request", "set n to 2 or more"),
-        ({"n": 2, "select": {"by": "decision"}}, "unsupported_parameter", "use likelihood or vote"),
+        ({"n": 2, "select": {"by": "reward"}}, "unsupported_parameter", "use likelihood, vote or"),
+        ({"n": 2, "select": {"by": "decision"}}, "invalid_request", "needs a question"),
+        ({"n": 2, "select": {"by": "vote", "question": "x"}}, "invalid_request", "use decision"),
+        (
+            {"n": 2, "select": {"by": "decision", "question": {"type": "choice"}}},
+            "invalid_request",
+            "yes_no, score",
+        ),
+        ({"n": 2, "select": {"by": "decision", "question": 3}}, "invalid_request", "a text"),
+        (
+            {"n": 2, "select": {"by": "decision", "question": {"type": "score"}}},
+            "invalid_request",
+            "list of levels",
+        ),
         ({"n": 2, "select": {"by": "luck"}}, "invalid_request", "select"),
         ({"n": 2, "select": {"by": "likelihood", "field": "x"}}, "invalid_request", "field has no"),
         ({"n": 2, "select": {"by": "vote", "field": "x" * 257}}, "invalid_request", "256"),
