@@ -119,7 +119,11 @@ def test_a_resumed_job_selects_the_same_sample_by_levels(loaded: LoadedModel) ->
 
 
 def test_a_prompt_without_a_chat_is_judged_with_its_output_after_it(loaded: LoadedModel) -> None:
-    fields = {"messages": None, "prompt": "A river in France is the", "select": YES_NO}
+    fields: dict[str, Any] = {
+        "messages": None,
+        "prompt": "A river in France is the",
+        "select": YES_NO,
+    }
     result, _, _ = finish(new_engine(loaded), **fields)
     assert result.selection is not None
     (first, *_) = result.selection.answers
