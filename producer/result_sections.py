@@ -170,6 +170,29 @@ class Uncertainty(BaseModel):
     """Share of the samples that say the same as the output."""
 
 
+class ExplanationUsage(BaseModel):
+    """What an explanation took besides the job's own output; `JobResult.usage` has both."""
+
+    model_config = _CONFIG
+
+    num_requests: int
+    """Requests to the engine."""
+
+    prompt_tokens: int
+    """Tokens of their prompts."""
+
+    cached_tokens: int
+    """Those among them that were shared."""
+
+    completion_tokens: int
+    """Tokens that they generated, and those of the output that they scored again."""
+
+    @property
+    def total_tokens(self) -> int:
+        """All tokens, shared ones included: what the estimate before the job bounds."""
+        return self.prompt_tokens + self.completion_tokens
+
+
 class Explanation(BaseModel):
     """What explains an output, by the parts that the job asked for."""
 
@@ -186,3 +209,6 @@ class Explanation(BaseModel):
 
     uncertainty: Uncertainty | None = None
     """Over further samples."""
+
+    usage: ExplanationUsage | None = None
+    """What the explanation took."""

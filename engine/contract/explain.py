@@ -39,6 +39,10 @@ class Explained(Protocol):
     def echo(self) -> bool:
         """Whether the text begins with the prompt's."""
 
+    @property
+    def truncate_prompt_tokens(self) -> int | None:
+        """Last tokens of the prompt that are kept."""
+
 
 def check_explained(job: Explained) -> None:
     """Check that a job can be explained.
@@ -57,6 +61,10 @@ def check_explained(job: Explained) -> None:
     ):
         if is_wrong:
             raise ContractError(f"explain is for one output without an echo: leave {name} out")
+    if "attribution" in job.explain and job.truncate_prompt_tokens is not None:
+        raise ContractError(
+            "attribution is of the whole prompt: leave truncate_prompt_tokens out, or attribution"
+        )
 
 
 def most_tokens(parts: Sequence[Any], num_prompt_tokens: int, num_output_tokens: int) -> int:

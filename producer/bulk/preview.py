@@ -12,6 +12,7 @@ from batchmill.producer.files.source import RecordFile
 from batchmill.producer.job.document import GenerationJob
 from batchmill.producer.job.line import BulkLine
 from batchmill.producer.settings import ProducerSettings
+from batchmill.producer.store.submission import explanation_tokens
 
 from .lines import check_template, read_lines
 from .options import BulkOptions
@@ -39,6 +40,8 @@ class Preview:
     refused: list[BulkLine] = field(default_factory=list)
     #: Estimated prompt tokens and the most output tokens, per model.
     usage: dict[str, Tokens] = field(default_factory=dict)
+    #: Those of `usage` that explanations take at most.
+    num_explain_tokens: int = 0
 
 
 class TokenCounter:
@@ -113,6 +116,9 @@ def _add(found: Preview, line: BulkLine, counter: TokenCounter, settings: Produc
     else:
         tokens.prompt += sum(counter.count(text) for _, text in prompt_texts(line.job))
     tokens.output += line.job.max_tokens * line.job.n
+    num_explain_tokens = explanation_tokens(line.job)
+    found.num_explain_tokens += num_explain_tokens
+    tokens.prompt += num_explain_tokens
 
 
 def prompt_texts(job: GenerationJob) -> list[tuple[str, str]]:

@@ -9,6 +9,8 @@ from typing import Any
 
 from batchmill.producer.files.table import Column
 
+from .explain_columns import explain_cells, explain_columns
+
 #: Objects in objects that become columns; a schema may refer to itself.
 _MAX_DEPTH = 8
 #: Before a name that a column of the input has already.
@@ -31,6 +33,8 @@ class ResultColumns:
     properties: tuple[tuple[tuple[str, ...], str], ...] = ()
     #: Whether the result is a vector, which takes the place of the text.
     embeds: bool = False
+    #: Parts of an explanation, each of which has columns.
+    explained: tuple[str, ...] = ()
 
     def columns(self, taken: Collection[str]) -> list[Column]:
         """Return the columns.
@@ -43,6 +47,7 @@ class ResultColumns:
         columns = [Column(text, "vector" if self.embeds else "text")]
         columns += [Column(f"{text}_{place + 1}") for place in range(1, self.num_samples)]
         columns += [Column(own + ".".join(path), kind) for path, kind in self.properties]
+        columns += [Column(own + each.name, each.kind) for each in explain_columns(self.explained)]
         columns += [
             Column(f"{own}finish_reason"),
             Column(f"{own}prompt_tokens", "integer"),
@@ -65,6 +70,7 @@ class ResultColumns:
         return [
             *texts,
             *self._values(None if self.embeds else texts[0]),
+            *explain_cells(self.explained, body.get("explain") or {}),
             choices[0].get("finish_reason") if choices else None,
             usage.get("prompt_tokens"),
             usage.get("completion_tokens"),

@@ -14,6 +14,9 @@ from batchmill.producer.store.ended_jobs import EndedJob
 from .openai_logprobs import chat_logprobs, completion_logprobs
 from .pooled_bodies import embedding_body, score_body
 
+#: Fields of a body that other APIs lack: see `own_fields`.
+OWN_FIELDS: Final = ("selection", "watermarked", "explain")
+
 
 def ended_line(request_id: str, custom_id: str, kind: LineKind, ended: EndedJob) -> dict[str, Any]:
     """Return the line of a job that has ended: its result, or its error."""
@@ -80,11 +83,19 @@ def _body(kind: LineKind, result: JobResult, finished_at_ms: int | None) -> dict
     if finished_at_ms is not None:
         body["created"] = finished_at_ms // 1000
     body["usage"] = result.usage.model_dump()
+    return body | own_fields(result)
+
+
+def own_fields(result: JobResult) -> dict[str, Any]:
+    """Return what a result has that other APIs lack: a selection, a watermark, an explanation."""
+    fields: dict[str, Any] = {}
     if result.selection is not None:
-        body["selection"] = result.selection.model_dump()
+        fields["selection"] = result.selection.model_dump()
     if result.watermarked:
-        body["watermarked"] = True
-    return body
+        fields["watermarked"] = True
+    if result.explain is not None:
+        fields["explain"] = result.explain.model_dump(exclude_none=True)
+    return fields
 
 
 def _chat(result: JobResult) -> dict[str, Any]:

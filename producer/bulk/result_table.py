@@ -200,13 +200,15 @@ def _parts(lines: LineSettings) -> list[ResultColumns | DecisionColumns]:
     """Return the columns of each prompt."""
     samples = lines.max_samples or 1
     properties = schema_properties(lines.defaults.get("response_format"))
+    explain = lines.defaults.get("explain")
+    explained = tuple(map(str, explain)) if isinstance(explain, list) else ()
     decision = lines.defaults.get("decision")
     if not lines.prompts:
         if isinstance(decision, Mapping):
             return [decision_columns(decision, with_probabilities=lines.with_probabilities)]
-        return [ResultColumns("", samples, properties)]
+        return [ResultColumns("", samples, properties, explained=explained)]
     return [
-        ResultColumns(prompt.name, samples, properties, embeds=prompt.embeds)
+        ResultColumns(prompt.name, samples, properties, embeds=prompt.embeds, explained=explained)
         if prompt.decision is None
         else decision_columns(prompt.decision, with_probabilities=lines.with_probabilities)
         for prompt in lines.prompts

@@ -6,7 +6,7 @@ OpenAI's `/v1/embeddings`; `/v1/rerank` as Jina, Cohere and vLLM have it; `/v1/s
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Final
 
 from batchmill.producer.errors import JobRejected, UnsupportedParameter
@@ -31,6 +31,8 @@ class PooledFormat:
     top_n: int | None = None
     #: The documents themselves, if the ranking is to repeat them.
     documents: tuple[str, ...] = ()
+    #: Names in the body of those fields of the job's section that have another one there.
+    names: Mapping[str, str] = field(default_factory=dict)
 
 
 def read_embedding_body(body: Mapping[str, Any]) -> tuple[dict[str, Any], PooledFormat]:
@@ -56,6 +58,7 @@ def read_score_body(body: Mapping[str, Any]) -> tuple[dict[str, Any], PooledForm
         JobRejected: a field is missing or invalid.
     """
     fields = dict(body)
+    names = {"input": _given_name(body, _DOCUMENTS), "query": _given_name(body, _QUERIES)}
     query, documents = _take_one(fields, _QUERIES), _take_one(fields, _DOCUMENTS)
     if isinstance(query, list) and len(query) == 1:
         query = query[0]
@@ -66,7 +69,7 @@ def read_score_body(body: Mapping[str, Any]) -> tuple[dict[str, Any], PooledForm
     if documents is None:
         raise JobRejected(f"{_DOCUMENTS[0]} is missing: it is what is scored", param=_DOCUMENTS[0])
     fields |= {"input": _texts(documents), "query": query}
-    return _with_section(fields, "scoring", _SCORING_FIELDS), PooledFormat()
+    return _with_section(fields, "scoring", _SCORING_FIELDS), PooledFormat(names=names)
 
 
 _SCORING_FIELDS: Final = ("input", "query", "activation", "truncate")
@@ -92,7 +95,9 @@ def read_rerank_body(body: Mapping[str, Any]) -> tuple[dict[str, Any], PooledFor
         fields["truncate"] = _SIDES[fields["truncate"]]
     fields["input"] = documents
     return _with_section(fields, "scoring", _SCORING_FIELDS), PooledFormat(
-        top_n=top_n, documents=() if returns is False else tuple(documents)
+        top_n=top_n,
+        documents=() if returns is False else tuple(documents),
+        names={"input": "documents"},
     )
 
 
@@ -108,6 +113,11 @@ def _with_section(fields: dict[str, Any], section: str, names: tuple[str, ...]) 
         )
     given = {name: fields.pop(name) for name in names if name in fields}
     return fields | {section: {name: value for name, value in given.items() if value is not None}}
+
+
+def _given_name(body: Mapping[str, Any], names: tuple[str, ...]) -> str:
+    """Return the name under which a field that has several is given; the first if it is not."""
+    return next((name for name in names if body.get(name) is not None), names[0])
 
 
 def _take_one(fields: dict[str, Any], names: tuple[str, ...]) -> Any:

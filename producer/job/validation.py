@@ -63,12 +63,19 @@ def rejected_error(error: ValidationError) -> JobRejected:
             return JobRejected(message, code=TOO_COMPLEX, param=where)
     param = _dotted(details[0])
     also = f" (and {len(details) - 1} more)" if len(details) > 1 else ""
-    return JobRejected(_message(details[0], param) + also, param=param)
+    fault = param or _named_first(details[0])
+    return JobRejected(_message(details[0], param) + also, param=fault)
 
 
 def _dotted(detail: ErrorDetails) -> str | None:
     """Return the path of the field at fault; None for the job as a whole."""
     return _shown(".".join(str(part) for part in detail["loc"])) or None
+
+
+def _named_first(detail: ErrorDetails) -> str | None:
+    """Return the field that a message about several fields begins with; None if it is no field."""
+    word = detail["msg"].removeprefix("Value error, ").partition(" ")[0].rstrip(",:")
+    return word if word in GenerationJob.model_fields else None
 
 
 def _shown(name: str) -> str:

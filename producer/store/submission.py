@@ -105,10 +105,17 @@ def estimated_tokens(job: GenerationJob) -> int:
     num_tokens = (
         num_prompt_tokens + _estimated_tokens(job.negative_prompt or []) + num_output_tokens
     )
-    num_tokens += most_tokens(job.explain, num_prompt_tokens, num_output_tokens)
     if job.select is not None:
         num_tokens += job.select.num_judging_tokens(num_prompt_tokens, job.max_tokens, job.n)
-    return min(num_tokens, limits.MAX_COST_TOKENS)
+    return min(num_tokens + explanation_tokens(job), limits.MAX_COST_TOKENS)
+
+
+def explanation_tokens(job: GenerationJob) -> int:
+    """Return the tokens that a job's explanation takes at most, besides its output; 0 without one.
+
+    Shared ones count: how many there are is known only afterwards.
+    """
+    return most_tokens(job.explain, _estimated_prompt_tokens(job), _most_output_tokens(job))
 
 
 def _most_output_tokens(job: GenerationJob) -> int:

@@ -56,6 +56,11 @@ def _report(found: Preview, options: BulkOptions, model: str, cost: Cost | None)
         f"{pluralize(found.num_lines - found.num_refused, 'job')}: about {prompt} prompt tokens "
         f"({found.counted_by}), at most {output} output tokens"
     )
+    if found.num_explain_tokens:
+        lines.append(
+            f"of the prompt tokens, explanations take at most {found.num_explain_tokens}; most of "
+            "these are shared"
+        )
     if cost is not None:
         lines.append(f"estimated cost: at most {cost}")
     lines.append("nothing was sent")
@@ -93,6 +98,7 @@ def _data(found: Preview, cost: Cost | None) -> dict[str, Any]:
         ],
         "prompt_tokens": sum(tokens.prompt for tokens in found.usage.values()),
         "counted_by": found.counted_by,
+        "max_explain_tokens": found.num_explain_tokens,
         "max_output_tokens": sum(tokens.output for tokens in found.usage.values()),
         "cost": None if cost is None else cost_data(cost),
     }

@@ -17,7 +17,7 @@ from .waiting import wait_notes
 
 _EPILOG = (
     "Examples:\n\n"
-    '  batchmill submit "…" --param explain=\'["confidence", "attribution"]\'\n\n'
+    '  batchmill submit "…" --explain confidence,attribution\n\n'
     "  batchmill explain gen_… -o report.html\n\n"
     "  batchmill explain gen_… --json"
 )
@@ -51,9 +51,7 @@ def explain(
     ):
         result = client.result(job_id, timeout_s, on_wait=notes.on_wait)
     if result.explain is None:
-        raise usage_error(
-            f"{job_id} has no explanation: submit it with --param explain='[\"confidence\"]'"
-        )
+        raise usage_error(f"{job_id} has no explanation: submit it with --explain confidence")
     if output is not None:
         from batchmill.worker.console.explain_report import explanation_page
 

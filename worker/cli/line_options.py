@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from .errors import usage_error
+from .explain_option import parse_parts
 from .options import parse_json_option, parse_pairs
 
 if TYPE_CHECKING:
@@ -94,6 +95,14 @@ class LineOptions:
             rich_help_panel=_LINES,
         ),
     ] = None
+    explain: Annotated[
+        str | None,
+        typer.Option(
+            metavar="PARTS",
+            help="What to explain about outputs, as in submit, for lines that do not say it.",
+            rich_help_panel=_LINES,
+        ),
+    ] = None
     priority: Annotated[
         str | None, typer.Option(help="high, normal or low. \\[low]", rich_help_panel=_LINES)
     ] = None
@@ -165,6 +174,7 @@ class LineOptions:
             "guidance_scale": self.guidance_scale,
             "negative_prompt": self.negative_prompt,
             "select": self.select and parse_json_option("--select", self.select),
+            "explain": parse_parts(self.explain),
             "priority": self.priority or priority,
             "tenant": self.tenant,
         }

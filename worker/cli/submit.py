@@ -12,6 +12,7 @@ from batchmill.worker.terminal import print_json
 from .broker_connection import open_store_of, resolve_broker
 from .command_settings import with_setting_flags
 from .errors import usage_error
+from .explain_option import EXPLAIN_HELP, note_explain_tokens, parse_parts
 from .moments import MOMENT_FORMS, parse_moment
 from .options import (
     BrokerUrlOption,
@@ -141,6 +142,10 @@ _Select = Annotated[
         rich_help_panel=_GENERATION,
     ),
 ]
+_Explain = Annotated[
+    str | None,
+    typer.Option(metavar="PARTS", help=EXPLAIN_HELP, rich_help_panel=_GENERATION),
+]
 _Param = Annotated[
     list[str] | None,
     typer.Option(
@@ -229,6 +234,7 @@ def submit(
     guidance_scale: _GuidanceScale = None,
     negative_prompt: _NegativePrompt = None,
     select: _Select = None,
+    explain: _Explain = None,
     param: _Param = None,
     priority: _Priority = None,
     tenant: _Tenant = None,
@@ -263,6 +269,7 @@ def submit(
         "guidance_scale": guidance_scale,
         "negative_prompt": negative_prompt,
         "select": None if select is None else parse_json_option("--select", select),
+        "explain": parse_parts(explain),
         "priority": priority,
         "tenant": tenant,
         "webhook": webhook,
@@ -296,6 +303,7 @@ def _submit(
     from batchmill.producer.tracing.sending import environment_traceparent
 
     traced = {"traceparent": environment_traceparent()} | fields
+    note_explain_tokens(fields, as_json=as_json)
     with Client(resolve_broker(broker_url)) as client:
         job = client.submit(**traced)
         if how.wait or how.stream:

@@ -16,7 +16,7 @@ import os
 import re
 import time
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -28,6 +28,7 @@ from .stub_output import (
     extra_output,
     split_thoughts,
     stub_decision,
+    stub_explanation,
     stub_text,
     stub_thoughts,
     stub_token,
@@ -75,6 +76,8 @@ class _StubRequest:
     chat: Mapping[str, Any] | None = None
     num_cached_tokens: int = 0
     sections: Mapping[str, Any] = field(default_factory=dict)
+    #: Parts of an explanation of the output.
+    explained: Sequence[str] = ()
     has_reported: bool = False
     #: Seconds of `time.monotonic()`.
     added_at: float = field(default_factory=time.monotonic)
@@ -99,6 +102,9 @@ class _StubRequest:
         if error is None and finish_reason != "abort":
             more = extra_output(self.prompt, self.chat, self.params, self.token_ids, finish_reason)
         thoughts, answer = split_thoughts(self.prompt, self.token_ids)
+        sections = self.sections
+        if self.explained and finish_reason != "abort":
+            sections = {"explain": stub_explanation(self.explained, self.prompt, self.token_ids)}
         return Finished(
             request_id=self.request_id,
             text=stub_text(answer),
@@ -112,7 +118,7 @@ class _StubRequest:
             finished_s=time.monotonic() - self.added_at,
             error=error,
             error_code=error_code,
-            sections=self.sections if error is None else {},
+            sections=sections if error is None else {},
             **more,
         )
 
@@ -176,6 +182,8 @@ class StubEngine:
         )
         if stub.sections:
             stub.params = {"max_tokens": 0}
+        if request.section == "explain":
+            stub.explained = request.section_fields["parts"]
         marker = _MARKER.search(stub.prompt)
         if marker and marker[1] == "refuse":
             raise RequestRefused("unsupported_parameter", "the prompt asks to be refused")
@@ -283,7 +291,7 @@ def _sections(request: AddRequest) -> Mapping[str, Any]:
     Raises:
         RequestRefused: the stub does not make it.
     """
-    if request.section is None:
+    if request.section in (None, "explain"):
         return {}
     if request.section != "decision":
         raise RequestRefused(

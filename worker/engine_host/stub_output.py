@@ -128,3 +128,42 @@ def _answer(state: str, name: str, question: Mapping[str, Any]) -> dict[str, Any
     if kind == "score":
         found["score"] = sum(int(level) * each for level, each in probabilities.items())
     return found
+
+
+def stub_explanation(parts: Sequence[str], prompt: str, token_ids: Sequence[int]) -> dict[str, Any]:
+    """Return the parts of an explanation: half-sure tokens that rest on the whole prompt."""
+    texts = [stub_text([token_id]) for token_id in token_ids]
+    sure = {"probability": 0.5, "entropy": 1.0, "rank": 1, "margin": 0.25}
+    output = "".join(texts)
+    found: dict[str, Any] = {
+        "confidence": [{"text": text, **sure} for text in texts],
+        "alternatives": [
+            {
+                "position": 0,
+                "token": text,
+                "probability": 0.5,
+                "other_token": " other",
+                "other_probability": 0.25,
+                "text": f" other{output}",
+            }
+            for text in texts[:1]
+        ],
+        "attribution": {
+            "segments": [{"source": "prompt", "text": prompt, "leave_one_out": 1.0, "weight": 1.0}],
+            "top_k_drop": {"1": 1.0},
+            "lds": None,
+        },
+        "uncertainty": {
+            "num_samples": 1,
+            "groups": [{"text": output, "count": 1}],
+            "entropy": 0.0,
+            "agreement": 1.0,
+        },
+    }
+    usage = {
+        "num_requests": len(parts),
+        "prompt_tokens": 4,
+        "cached_tokens": 0,
+        "completion_tokens": len(token_ids),
+    }
+    return {part: found[part] for part in parts} | {"usage": usage}

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncGenerator, Iterator
+from collections.abc import AsyncGenerator, Iterator, Mapping
 from typing import Any
 
 from batchmill.producer import JobResult, OutputRestarted
 from batchmill.producer.bulk.openai_logprobs import chat_logprobs, completion_logprobs
+from batchmill.producer.bulk.result_lines import own_fields
 from batchmill.producer.errors import BatchmillError
 from batchmill.producer.job.line import LineKind
 from batchmill.producer.results import Completion
@@ -46,7 +47,10 @@ class ChunkWriter:
             yield self._chunk(index, {"reasoning_content": text})
 
     def end(self, result: JobResult, index: int, completion: Completion) -> Iterator[bytes]:
-        """Yield tool calls, log probabilities and the finish reason of a choice."""
+        """Yield tool calls, log probabilities and the finish reason of a choice.
+
+        The last chunk of the last choice has what the result has besides its choices.
+        """
         if self._is_chat and completion.tool_calls:
             calls = [
                 {"index": place, **call.model_dump()}
@@ -54,11 +58,13 @@ class ChunkWriter:
             ]
             yield self._chunk(index, {"tool_calls": calls})
         logprobs = chat_logprobs if self._is_chat else completion_logprobs
+        is_last = index == len(result.completions) - 1
         yield self._chunk(
             index,
             {} if self._is_chat else "",
             finish_reason=completion.finish_reason,
             logprobs=logprobs(result, completion),
+            more=own_fields(result) if is_last else {},
         )
 
     def usage(self, result: JobResult) -> Iterator[bytes]:
@@ -73,11 +79,12 @@ class ChunkWriter:
         *,
         finish_reason: str | None = None,
         logprobs: dict[str, Any] | None = None,
+        more: Mapping[str, Any] | None = None,
     ) -> bytes:
         choice = {"index": index, ("delta" if self._is_chat else "text"): piece}
         choice |= {"logprobs": logprobs, "finish_reason": finish_reason}
         usage = {"usage": None} if self._include_usage else {}
-        return sse.event(self._head | {"choices": [choice]} | usage)
+        return sse.event(self._head | {"choices": [choice]} | usage | dict(more or {}))
 
 
 async def completion_chunks(

@@ -79,6 +79,9 @@ async def _create_several(
         raise invalid("a stream has one prompt; send a request for each", "stream")
     if len(prompts) > 1 and "idempotency-key" in request.headers:
         raise invalid("an idempotency key is for one prompt; send a request for each", "prompt")
+    for name in ("explain", "select"):
+        if len(prompts) > 1 and fields.get(name):
+            raise invalid(f"{name} is for one prompt; send a request for each", name)
     jobs = [
         await checked_job(request, backend, key, {**fields, "prompt": prompt}) for prompt in prompts
     ]

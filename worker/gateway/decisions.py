@@ -12,9 +12,11 @@ from batchmill.producer.bulk.result_lines import response_body
 from batchmill.producer.job.line import LineKind, decision_fields
 
 from .backend import Backend
+from .body_names import body_names
 from .caller import identify, require_scope
 from .completion_request import read_flag
 from .jobs import checked_job, job_details, submit_job, wait_for_result
+from .openai_api import DECISIONS
 from .request_body import read_request
 from .spec.decision_fields import DECISION
 
@@ -34,7 +36,8 @@ async def _create(request: Request) -> Response:
     key = await identify(request, backend)
     require_scope(key, "submit")
     fields, cancels = await read_request(request, backend.settings, read_decision)
-    job = await checked_job(request, backend, key, fields)
+    with body_names(DECISIONS):
+        job = await checked_job(request, backend, key, fields)
     job_id = await submit_job(request, backend, key, job, job_details(LineKind.DECIDE.value))
     result = await wait_for_result(request, backend, job_id, cancels=cancels)
     return JSONResponse(response_body(LineKind.DECIDE, result))

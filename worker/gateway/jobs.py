@@ -7,7 +7,7 @@ import contextlib
 import json
 from collections.abc import Coroutine, Mapping
 from dataclasses import replace
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
 
 from starlette.requests import ClientDisconnect, Request
 
@@ -19,7 +19,7 @@ from batchmill.producer.protocol.calls import jobs as job_calls
 from batchmill.producer.protocol.calls.call import Read
 from batchmill.producer.store.api_keys import ApiKey
 from batchmill.producer.store.reply_errors import accepted_id, unknown_job_error
-from batchmill.producer.store.submission import estimated_tokens, prepare
+from batchmill.producer.store.submission import estimated_tokens, explanation_tokens, prepare
 from batchmill.producer.tracing.sending import send_span
 
 from .adapters import resolve_model
@@ -29,6 +29,8 @@ from .caller import check_class, check_model, take_rate, unknown_model
 from .request_spans import traceparent_of_request
 
 Value = TypeVar("Value")
+#: Tokens that the explanation of a job's output takes at most, before any of it is computed.
+EXPLAIN_TOKENS_HEADER: Final = "x-batchmill-explain-tokens"
 
 
 async def checked_job(
@@ -125,6 +127,8 @@ async def submit_job(
         JobRejected: the queue refuses it.
     """
     await take_rate(request, backend, key, estimated_tokens(job))
+    if job.explain:
+        request.state.headers |= {EXPLAIN_TOKENS_HEADER: str(explanation_tokens(job))}
     prepared = prepare(job, backend.settings)
     new = replace(
         prepared,

@@ -14,6 +14,7 @@ from batchmill.producer.store.api_keys import ApiKey
 
 from .adapters import check_adapter, resolve_model
 from .api_errors import ApiError, invalid
+from .body_names import body_names
 from .completion_request import read_completion
 from .decisions import read_decision
 from .jobs import allowed_fields, check_allowed
@@ -55,7 +56,8 @@ def read_batch_line(
         body = _params(record.data) if endpoint == MESSAGES else _body(record.data, endpoint)
         fields, details = _read(endpoint, body)
         fields = dict(resolve_model(fields, adapters, served))
-        job = parse_job(_without_connection(fields, key))
+        with body_names(endpoint):
+            job = parse_job(_without_connection(fields, key))
         check_allowed(key, job, default_model)
         check_adapter(job, adapters, default_model)
     except JobRejected as error:

@@ -7,6 +7,7 @@ from collections.abc import AsyncGenerator
 from typing import Any
 
 from batchmill.producer import JobResult
+from batchmill.producer.bulk.result_lines import OWN_FIELDS, own_fields
 from batchmill.producer.errors import BatchmillError
 
 from . import sse
@@ -42,7 +43,8 @@ def message_object(result: JobResult) -> dict[str, Any]:
         }
         for call in completion.tool_calls
     ]
-    return _message(result.id, result.model, content, **_stop(result), usage=_usage(result))
+    end = {**_stop(result), "usage": _usage(result), **own_fields(result)}
+    return _message(result.id, result.model, content, **end)
 
 
 def _message(job_id: str, model: str, content: list[dict[str, Any]], **end: Any) -> dict[str, Any]:
@@ -124,7 +126,8 @@ class _Blocks:
                 events.append(_delta(self._index, delta))
         events += self.close()
         stop = {name: message[name] for name in ("stop_reason", "stop_sequence")}
-        events.append(_event("message_delta", delta=stop, usage=message["usage"]))
+        more = {name: message[name] for name in OWN_FIELDS if name in message}
+        events.append(_event("message_delta", delta=stop, usage=message["usage"], **more))
         events.append(_event("message_stop"))
         return events
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from batchmill.producer import JobResult
 from batchmill.producer.bulk.openai_logprobs import chat_logprobs
+from batchmill.producer.bulk.result_lines import own_fields
 from batchmill.producer.protocol import keys
 from batchmill.producer.protocol.calls.call import Read
 from batchmill.producer.protocol.content import Cipher, Unopened
@@ -74,6 +75,7 @@ class StoredResponse:
         if self.result is not None:
             known["output"] = output_items(self.job_id, self.result)
             known["usage"] = _usage(self.result)
+            known |= own_fields(self.result)
         if self.status == "incomplete":
             known["incomplete_details"] = {"reason": "max_output_tokens"}
         if self.status == "failed":

@@ -20,6 +20,7 @@ from batchmill.producer.job.pooled_requests import (
 )
 
 from .backend import Backend
+from .body_names import body_names
 from .caller import identify, require_scope
 from .completion_request import read_flag, read_service_tier
 from .jobs import checked_job, job_details, submit_job, wait_for_result
@@ -77,7 +78,8 @@ async def _create(request: Request, api: str, spec: Body, read: _Read, write: _W
     fields, how, cancels = await read_request(
         request, backend.settings, partial(read_pooled, spec, read)
     )
-    job = await checked_job(request, backend, key, fields)
+    with body_names(api, how.names):
+        job = await checked_job(request, backend, key, fields)
     job_id = await submit_job(request, backend, key, job, job_details(api))
     result = await wait_for_result(request, backend, job_id, cancels=cancels)
     return JSONResponse(await asyncio.to_thread(write, result, how))

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Collection, Generator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from batchmill.engine.plans.plan import Plan, PlannedJob, PlannedRequest, PlanResult
+from batchmill.engine.plans.plan import Plan, PlanCounts, PlannedJob, PlannedRequest, PlanResult
 from batchmill.engine.request.outputs import RequestOutput
 
 from .alternatives import alternative, fork_request, least_certain
@@ -24,6 +24,14 @@ def explain_plan(job: PlannedJob) -> Plan:
     parts = job.section["parts"]
     params = replace(job.params, logprobs=max(job.params.logprobs or 0, NUM_TOP), entropy=True)
     (output,) = yield [PlannedRequest(job.prompt, params, is_output=True)]
+    counts = PlanCounts()
+    section = yield from _counted(_sections(job, output, parts), counts)
+    return PlanResult(section | {"usage": _usage(counts)})
+
+
+def _sections(job: PlannedJob, output: RequestOutput, parts: Collection[str]) -> Part:
+    """Yield the requests that explain an output, and return the section by its parts."""
+    assert job.params is not None
     facts = token_facts(output)
     section: dict[str, Any] = {}
     if "confidence" in parts:
@@ -35,7 +43,30 @@ def explain_plan(job: PlannedJob) -> Plan:
     if "uncertainty" in parts:
         outputs = yield sample_requests(job, job.params)
         section["uncertainty"] = uncertainty(output.text, [each.text for each in outputs])
-    return PlanResult(section)
+    return section
+
+
+def _counted(part: Part, counts: PlanCounts) -> Part:
+    """Yield the requests of a part and return what it returns, counting the outputs."""
+    outputs: Sequence[RequestOutput] | None = None
+    while True:
+        try:
+            requests = next(part) if outputs is None else part.send(outputs)
+        except StopIteration as end:
+            return end.value
+        outputs = yield requests
+        for each in outputs:
+            counts.add(each)
+
+
+def _usage(counts: PlanCounts) -> dict[str, int]:
+    """Return what the explanation took besides the job's own output."""
+    return {
+        "num_requests": counts.num_requests,
+        "prompt_tokens": counts.num_prompt_tokens,
+        "cached_tokens": counts.num_cached_tokens,
+        "completion_tokens": counts.num_output_tokens,
+    }
 
 
 def _answer(output: RequestOutput) -> list[int]:

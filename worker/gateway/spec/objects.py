@@ -11,8 +11,8 @@ from typing import Annotated, Any, Generic, Literal, TypeVar
 from pydantic import BaseModel, ConfigDict, Field
 
 from batchmill.producer.job.batch import BatchErrors, BatchState, RequestCounts
-from batchmill.producer.result_sections import Answer
-from batchmill.producer.results import ToolCall, Usage
+from batchmill.producer.result_sections import Answer, Explanation
+from batchmill.producer.results import SelectedSample, ToolCall, Usage
 from batchmill.producer.store.receivers import Receiver
 
 Item = TypeVar("Item")
@@ -121,6 +121,17 @@ class AnthropicPage(Object, Generic[Item]):
     has_more: bool
 
 
+class WithOwnFields(Object):
+    """What a generated output has besides the fields of its API, if its job asked for it."""
+
+    selection: SelectedSample | None = None
+    """Which sample was selected."""
+    watermarked: bool | None = None
+    """True if the output was marked."""
+    explain: Explanation | None = None
+    """What explains the output."""
+
+
 class ChatMessage(Object):
     """The answer of a chat."""
 
@@ -139,7 +150,7 @@ class ChatChoice(Object):
     finish_reason: str | None
 
 
-class ChatCompletion(Object):
+class ChatCompletion(WithOwnFields):
     """A chat's answer."""
 
     id: str
@@ -159,7 +170,7 @@ class TextChoice(Object):
     finish_reason: str | None
 
 
-class Completion(Object):
+class Completion(WithOwnFields):
     """A text completion."""
 
     id: str
@@ -329,7 +340,7 @@ class ResponseError(Object):
     message: str
 
 
-class Response(Object):
+class Response(WithOwnFields):
     """A response."""
 
     id: str
@@ -369,7 +380,7 @@ class MessageUsage(Object):
     output_tokens: int
 
 
-class AnthropicMessage(Object):
+class AnthropicMessage(WithOwnFields):
     """A message, in Anthropic's terms."""
 
     id: str
