@@ -10,6 +10,9 @@ bytes: they are not UTF-8, and as a token id they would be 827 million.
 
 from __future__ import annotations
 
+import base64
+import binascii
+import json
 from dataclasses import dataclass
 from typing import Final, NamedTuple, Protocol
 
@@ -18,6 +21,8 @@ from .payloads import is_reference, read_reference
 MAGIC: Final = b"\xb5BM1"
 NONCE_BYTES: Final = 12
 TAG_BYTES: Final = 16
+#: Of the sealed value in content that is JSON; no content has it as its only name.
+SEALED_NAME: Final = "batchmill_sealed"
 
 
 class UnreadableContent(Exception):
@@ -78,6 +83,24 @@ class Content:
 
 
 @dataclass(frozen=True, slots=True)
+class JsonContent:
+    """An argument that is content as JSON, and that scripts copy into messages.
+
+    Sealed, it is JSON as well: an object with the sealed value in base64.
+    """
+
+    value: str
+    place: Place
+
+    def resolved(self, cipher: Cipher) -> str:
+        """Return the argument to send."""
+        if not self.value or not cipher.key_ids:
+            return self.value
+        sealed = cipher.seal(self.value.encode(), self.place)
+        return json.dumps({SEALED_NAME: base64.b64encode(sealed).decode()})
+
+
+@dataclass(frozen=True, slots=True)
 class Fingerprint:
     """An argument that is a digest of content. Under a key it tells nobody which are equal."""
 
@@ -119,6 +142,16 @@ def key_id_of(value: bytes) -> str:
     start = len(MAGIC) + 1
     length = value[len(MAGIC)] if len(value) > len(MAGIC) else 0
     return value[start : start + length].decode("ascii", errors="backslashreplace")
+
+
+def sealed_json(value: bytes) -> bytes | None:
+    """Return the sealed value in content that is JSON; None if it is not sealed."""
+    if SEALED_NAME.encode() not in value[: len(SEALED_NAME) + 4]:
+        return None
+    try:
+        return base64.b64decode(json.loads(value)[SEALED_NAME], validate=True)
+    except (ValueError, TypeError, KeyError, binascii.Error, RecursionError):
+        return b""  # nothing opens that
 
 
 def opened(cipher: Cipher, value: bytes | None, place: Place) -> bytes | Unopened | None:

@@ -41,6 +41,8 @@ MORE_HOSTS = PREFIX + "outbox_hosts:more"
 REPLAY_HOSTS = PREFIX + "outbox_hosts:replay"
 OUTBOX_TAKERS = PREFIX + "outbox_takers"
 DEAD = PREFIX + "dead"
+#: Dead letters that a script made of documents, until a worker has sealed them.
+PLAIN_LETTERS = PREFIX + "plain_letters"
 WORKERS = PREFIX + "workers"
 #: Sessions (runs of workers) by the time at which they turn silent, milliseconds.
 SESSIONS = PREFIX + "sessions"

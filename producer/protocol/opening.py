@@ -13,11 +13,15 @@ from .content import (
     Place,
     Unopened,
     UnreadableContent,
+    is_sealed,
     opened,
+    sealed_json,
 )
 
 #: Fields of a job's record that are sealed as a whole.
 CONTENT_FIELDS: Final = ("doc", "result")
+#: Fields that are sealed as JSON.
+JSON_FIELDS: Final = ("celery_embed",)
 
 Seals = Mapping[bytes, bytes]
 
@@ -33,13 +37,35 @@ class Piece(NamedTuple):
     tag: bytes
 
 
+def letter_place(letter_id: str | bytes, kind: bytes | None) -> Place:
+    """Return the place of a dead letter's payload: that of a job is the job's document."""
+    name = letter_id if isinstance(letter_id, str) else letter_id.decode(errors="replace")
+    return Place(name, "doc" if kind == b"job" else "payload")
+
+
 def open_field(cipher: Cipher, job_id: str, name: str, value: Any) -> Any:
     """Return the opened value of a record's field; other values are returned as they are."""
     if not isinstance(value, bytes):
         return value
+    place = Place(job_id, name)
     if name in CONTENT_FIELDS:
-        return opened(cipher, value, Place(job_id, name))
+        return opened(cipher, value, place)
+    if name in JSON_FIELDS:
+        return open_json(cipher, value, place)
     return value
+
+
+def open_json(cipher: Cipher, value: bytes, place: Place) -> bytes | Unopened:
+    """Return content that is JSON, opened, or what stands for it if it cannot be opened."""
+    sealed = sealed_json(value)
+    if sealed is None:
+        return value
+    try:
+        if not is_sealed(sealed):
+            raise cipher.changed(place)
+        return cipher.open(sealed, place)
+    except UnreadableContent as error:
+        return Unopened(error)
 
 
 def open_fields(cipher: Cipher, job_id: str, names: Sequence[str], values: Any) -> Any:
@@ -56,7 +82,7 @@ def open_record(cipher: Cipher, job_id: str, fields: Any) -> Any:
         return fields
     found = {
         name.encode(): open_field(cipher, job_id, name, fields[name.encode()])
-        for name in CONTENT_FIELDS
+        for name in (*CONTENT_FIELDS, *JSON_FIELDS)
         if name.encode() in fields
     }
     return {**fields, **found}

@@ -11,8 +11,8 @@ from typing import Any, Final
 
 from . import keys
 from .calls.call import Read, readable_names, stored
-from .content import Cipher, Place, opened
-from .opening import open_output, open_record
+from .content import Cipher, opened
+from .opening import letter_place, open_output, open_record
 from .records import DeadLetter, JobRecord, read_dead_letter, read_job, read_state
 from .replies import JobState
 from .store_counts import QueueDepth, StoreCounts
@@ -110,12 +110,11 @@ def dead_letters(letter_ids: Sequence[str | bytes]) -> Read[list[DeadLetter | No
 
 
 def _opened_letter(cipher: Cipher, letter_id: str | bytes, fields: Any) -> Any:
-    """Return the fields of a dead letter, opened: that of a job holds the job's document."""
+    """Return the fields of a dead letter, opened."""
     if not isinstance(fields, dict) or b"payload" not in fields:
         return fields
-    job_id = letter_id if isinstance(letter_id, str) else letter_id.decode(errors="replace")
-    payload = opened(cipher, fields[b"payload"], Place(job_id, "doc"))
-    return {**fields, b"payload": payload}
+    place = letter_place(letter_id, fields.get(b"kind"))
+    return {**fields, b"payload": opened(cipher, fields[b"payload"], place)}
 
 
 def dead_letter_ids(offset: int, limit: int) -> Read[list[bytes]]:

@@ -33,7 +33,7 @@ def retry_dead_letter(store: JobStore, letter_id: str, settings: ProducerSetting
         JobRejected: the job is no longer accepted, for instance because its queue is full; or
             batchmill did not write the letter.
         WrongState: the job has been retried since.
-        KeyMissing, ContentChanged: the job is sealed and cannot be opened.
+        KeyMissing, ContentChanged: the letter is sealed and cannot be opened.
     """
     letter = store.dead_letter(letter_id)
     if letter is None:
@@ -76,6 +76,8 @@ def _submit_again(store: JobStore, letter: DeadLetter, settings: ProducerSetting
 
 
 def _retry_message(store: JobStore, letter: DeadLetter) -> str:
+    if isinstance(letter.unreadable, BatchmillError):
+        raise letter.unreadable
     with store.client.pipeline(transaction=True) as pipeline:
         pipeline.lpush(letter.source, letter.payload)
         pipeline.delete(keys.dead(letter.id))

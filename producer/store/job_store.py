@@ -295,9 +295,12 @@ class JobStore(OutboxStore):
         the new letter is stored under the spare id. By its labels the letter is found to be erased.
         """
         letter_id = letter_id or f"dead_{secrets.token_hex(10)}"
-        letter = (letter_id, kind.value, reason, payload, source, spare_id)
-        call = letter_calls.add(*letter, tenant=labels.tenant, tags=labels.tags)
-        return self.run(call)
+        rest = (kind.value, reason, payload, source)
+        known: dict[str, Any] = {"tenant": labels.tenant, "tags": labels.tags}
+        if self.run(letter_calls.add(letter_id, *rest, keeps_other=bool(spare_id), **known)):
+            return letter_id
+        self.run(letter_calls.add(spare_id, *rest, keeps_other=False, **known))
+        return spare_id
 
     def dead_letter(self, letter_id: str) -> DeadLetter | None:
         """Return a dead letter; None if it does not exist."""

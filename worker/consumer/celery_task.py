@@ -99,8 +99,8 @@ class CeleryTask:
         if self.workflow is None or outcome.state is None or not outcome.state.is_terminal:
             self._report(outcome)
             return
-        if not outcome.is_held:
-            self.drop()  # only the record knows whether the result is read: a sweep reports it
+        if not outcome.is_held or self.workflow.is_sealed:
+            self.drop()  # only the record knows what follows, and who reads it: a sweep reports it
             return
         assert self.store is not None
         try:

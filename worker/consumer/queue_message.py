@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC
 from typing import Any
 
@@ -63,6 +63,13 @@ class QueueMessage:
         """Whether it names a job that has a record. Otherwise the job is in the message."""
         job = self.kwargs.get("job", self.args[0] if self.args else None)
         return isinstance(job, str)
+
+    def with_embed(self, embed: dict[str, Any]) -> QueueMessage:
+        """Return the message with something else that follows the task."""
+        body = kombu_dumps([self.args, self.kwargs, embed])
+        properties = {**self.message["properties"], "body_encoding": None}
+        message = {**self.message, "body": body, "properties": properties}
+        return replace(self, message=message, embed=embed)
 
 
 def read_queue_message(element: bytes) -> QueueMessage:

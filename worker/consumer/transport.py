@@ -29,6 +29,7 @@ from kombu.utils.uuid import uuid
 from redis.exceptions import RedisError, ResponseError
 
 from batchmill.producer.protocol import keys
+from batchmill.producer.protocol.content import SEALED_NAME
 from batchmill.producer.protocol.records import DeadLetterKind
 from batchmill.producer.store.job_store import JobStore
 from batchmill.producer.store.letter_labels import kept_element, message_labels
@@ -36,6 +37,7 @@ from batchmill.producer.store.primary import following_primary
 from batchmill.worker.errors import MalformedMessage
 
 from .queue_message import read_queue_message
+from .workflow import open_follow_ups
 
 #: Scheme of broker URLs, and name of the transport.
 TRANSPORT_NAME = "batchmill"
@@ -172,10 +174,14 @@ class Channel(redis.Channel):
     def _open_element(self, key: str, element: bytes) -> dict[str, Any] | None:
         """Return the message in an element, or None if the element became a dead letter."""
         try:
-            return read_queue_message(element).message
+            message = read_queue_message(element)
         except MalformedMessage as malformed:
             self._add_dead_letter(key.removeprefix(_ANNOUNCED), element, malformed)
             return None
+        if SEALED_NAME in message.embed:
+            with self.conn_or_acquire() as client:
+                message = open_follow_ups(message, JobStore(client).key_ring)
+        return message.message
 
     def _note_announcement(self, key: bytes, element: bytes, message: dict[str, Any]) -> str:
         """Note where a message goes if it is put back, and return its queue.

@@ -10,7 +10,11 @@ from uuid import UUID, uuid5
 
 from kombu.utils.json import dumps
 
+from batchmill.producer.protocol.content import SEALED_NAME, Cipher, Place, Unopened
+from batchmill.producer.protocol.opening import open_json
 from batchmill.producer.protocol.records import JobRecord
+
+from .queue_message import QueueMessage
 
 #: Headers that every message has, with the values of a task outside any workflow.
 _DEFAULTS: dict[str, Any] = {"parent_id": None, "group": None, "timelimit": [None, None]}
@@ -28,10 +32,12 @@ class Workflow:
     Attributes:
         headers: JSON of the message headers that say where the task belongs.
         embed: JSON of its callbacks, errbacks, chain and chord.
+        is_sealed: what follows is sealed, and could not be opened.
     """
 
     headers: str
     embed: str
+    is_sealed: bool = False
 
 
 def read_workflow(request: Mapping[str, Any], embed: Mapping[str, Any] | None) -> Workflow | None:
@@ -45,10 +51,24 @@ def read_workflow(request: Mapping[str, Any], embed: Mapping[str, Any] | None) -
     ] or None
     headers["timelimit"] = list(headers["timelimit"])
     stands_alone = headers == _DEFAULTS and not any(follow_ups.values())
-    if stands_alone and request.get("root_id") in (None, request["id"]):
+    is_sealed = SEALED_NAME in (embed or {})
+    if stands_alone and not is_sealed and request.get("root_id") in (None, request["id"]):
         return None
     headers = {"root_id": request.get("root_id") or request["id"], **headers, **optional}
-    return Workflow(dumps(headers), dumps(follow_ups))
+    return Workflow(dumps(headers), dumps(follow_ups), is_sealed)
+
+
+def open_follow_ups(message: QueueMessage, cipher: Cipher) -> QueueMessage:
+    """Return the announcement of a task whose follow-ups are opened, if they are sealed.
+
+    What cannot be opened stays as it is. If a key is missing, the claim of the job is refused; if
+    it was changed, a sweep reports the end of the job as a failure.
+    """
+    if SEALED_NAME not in message.embed:
+        return message
+    place = Place(message.headers["id"], "celery_embed")
+    found = open_json(cipher, json.dumps(message.embed).encode(), place)
+    return message if isinstance(found, Unopened) else message.with_embed(json.loads(found))
 
 
 def _with_id(signature: Any, name: str) -> Any:

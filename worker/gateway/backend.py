@@ -44,7 +44,7 @@ class Backend:
             key_ring=settings.key_ring,
             objects=settings.object_store,
         )
-        self.files = FileStore(settings.gateway_files_url)
+        self.files = FileStore(settings.gateway_files_url, settings.key_ring)
         self.turns = CheckTurns()
         self._running: set[asyncio.Task[Any]] = set()
         self._has_intake = asyncio.Event()

@@ -9,8 +9,10 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from batchmill.producer.errors import KeyMissing
 from batchmill.producer.protocol import keys
 from batchmill.producer.protocol.calls.call import Read
+from batchmill.producer.protocol.content import Cipher, Content, Place, Unopened, opened
 
 #: Files in one page of a list, unless the caller asks for fewer.
 MAX_PAGE_FILES = 10_000
@@ -70,11 +72,12 @@ def new_file_id() -> str:
     return f"file-{time.time_ns() // 1_000_000:012x}{secrets.token_hex(10)}"
 
 
-def store_file(record: FileRecord) -> Read[None]:
-    """Write a record and its index entries, all or nothing."""
+def store_file(record: FileRecord, cipher: Cipher) -> Read[None]:
+    """Write a record, sealed if there are keys, and its index entries, all or nothing."""
+    value = Content(record.model_dump_json(), _place(record.id)).resolved(cipher)
 
     def queue(pipeline: Any) -> None:
-        pipeline.set(keys.file(record.id), record.model_dump_json())
+        pipeline.set(keys.file(record.id), value)
         pipeline.zadd(keys.files(record.tenant), {record.id: int(record.id[5:17], 16)})
         pipeline.zadd(keys.FILES_EXPIRING, {f"{record.tenant}/{record.id}": record.expires_at})
 
@@ -93,13 +96,20 @@ def drop_file(tenant: str, file_id: str) -> Read[None]:
 
 
 def load_files(file_ids: Sequence[str]) -> Read[list[FileRecord | None]]:
-    """Read files in order; None for one that does not exist."""
+    """Read files in order; None for one that does not exist, or whose record was changed.
+
+    The read raises `KeyMissing` if a record is sealed with a key that its store does not have.
+    """
 
     def queue(pipeline: Any) -> None:
         for file_id in file_ids:
             pipeline.get(keys.file(file_id))
 
-    return Read(queue, lambda replies: list(map(_read, replies)))
+    def opens(replies: list[Any], cipher: Cipher) -> list[Any]:
+        pairs = zip(file_ids, replies, strict=True)
+        return [opened(cipher, value, _place(file_id)) for file_id, value in pairs]
+
+    return Read(queue, lambda replies: list(map(_read, replies)), opens=opens)
 
 
 def list_files(
@@ -139,7 +149,15 @@ def expired_files(now_s: int) -> Read[list[tuple[str, str]]]:
     )
 
 
+def _place(file_id: str) -> Place:
+    return Place(file_id, "file")
+
+
 def _read(text: Any) -> FileRecord | None:
+    if isinstance(text, Unopened):
+        if isinstance(text.error, KeyMissing):
+            raise text.error
+        return None
     try:
         return None if text is None else FileRecord.model_validate_json(text)
     except ValidationError:

@@ -9,6 +9,8 @@ from typing import Any
 
 import fsspec
 
+from batchmill.producer.encryption.key_ring import NO_KEYS, KeyRing
+from batchmill.producer.encryption.sealed_files import read_sealed, write_sealed
 from batchmill.worker.local.state_dir import default_state_dir, make_private_directory
 
 #: Bytes that are read or written at a time.
@@ -18,11 +20,12 @@ CHUNK_BYTES = 1 << 20
 class FileStore:
     """Owns the place of the contents. Its calls block, and are run on threads."""
 
-    def __init__(self, url: str | None) -> None:
+    def __init__(self, url: str | None, key_ring: KeyRing = NO_KEYS) -> None:
         """Find the place.
 
         Args:
             url: a folder or an fsspec URL; None is `files` in the state folder of this user.
+            key_ring: seals contents that are written, and opens those that are sealed.
 
         Raises:
             ImportError, ValueError: the URL's kind is unknown, or its library is not installed.
@@ -31,6 +34,7 @@ class FileStore:
             folder = default_state_dir() / "files"
             make_private_directory(folder)
             url = str(folder)
+        self._key_ring = key_ring
         self._system, self._root = fsspec.core.url_to_fs(url)
         self._system.makedirs(self._root, exist_ok=True)
 
@@ -40,15 +44,16 @@ class FileStore:
 
     def open_to_write(self, file_id: str) -> Any:
         """Return a handle for a new content."""
-        return self._system.open(self.path(file_id), "wb")
+        return write_sealed(self._system.open(self.path(file_id), "wb"), self._key_ring, file_id)
 
     def open_to_read(self, file_id: str) -> Any:
         """Return a handle that reads a content.
 
         Raises:
             FileNotFoundError: it does not exist.
+            ContentChanged: it is sealed, and was cut. Reading on raises the same, or `KeyMissing`.
         """
-        return self._system.open(self.path(file_id), "rb")
+        return read_sealed(self._system.open(self.path(file_id), "rb"), self._key_ring, file_id)
 
     def delete(self, file_id: str) -> None:
         """Delete a content; one that does not exist is no error."""

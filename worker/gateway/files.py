@@ -45,7 +45,7 @@ async def create_file(request: Request) -> Response:
     upload = await receive_upload(content_type, chunks, backend.files, file_id, limit)
     try:
         record = _record(upload, file_id, key, settings.gateway_file_ttl_s)
-        await backend.read(store_file(record))
+        await backend.read(store_file(record, backend.store.key_ring))
     except BaseException:
         backend.files.delete(file_id)
         raise
@@ -92,7 +92,10 @@ async def get_content(request: Request) -> Response:
     content: AsyncIterator[bytes]
     if output is None:
         record = await load_file(backend, key, file_id)
-        content = backend.files.chunks(record.id)
+        try:
+            content = await _begun(backend.files.chunks(record.id))
+        except FileNotFoundError:
+            raise not_found("file", file_id) from None
     else:
         content = batch_file_lines(backend, output)
     return StreamingResponse(content, media_type="application/octet-stream")
@@ -150,6 +153,22 @@ def page(data: list[dict[str, Any]], *, has_more: bool) -> dict[str, Any]:
         "last_id": ids[-1] if ids else None,
         "has_more": has_more,
     }
+
+
+async def _begun(chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    """Return chunks of which the first is read: a file that cannot be read is an error response.
+
+    Raises:
+        KeyMissing, ContentChanged: the file is sealed and cannot be opened.
+    """
+    first = await anext(chunks, b"")
+
+    async def all_chunks() -> AsyncIterator[bytes]:
+        yield first
+        async for chunk in chunks:
+            yield chunk
+
+    return all_chunks()
 
 
 def _record(upload: Upload, file_id: str, key: ApiKey, ttl_s: int) -> FileRecord:

@@ -11,7 +11,7 @@ from collections.abc import AsyncIterator, Collection, Iterator, Mapping
 import structlog
 
 from batchmill.producer.client import async_batch_verbs
-from batchmill.producer.errors import BatchClosed, BatchmillError, JobRejected
+from batchmill.producer.errors import BatchClosed, BatchmillError, ContentChanged, JobRejected
 from batchmill.producer.files.json_lines import json_record
 from batchmill.producer.files.record import MAX_LINE_BYTES
 from batchmill.producer.job.batch import BatchError
@@ -132,6 +132,8 @@ async def _check(backend: Backend, batch: GatewayBatch) -> tuple[list[BatchError
                 break
     except FileNotFoundError:
         return [BatchError(code="file_not_found", message="the input file was deleted")], models
+    except ContentChanged as changed:
+        return [BatchError(code=changed.code, message=str(changed))], models
     if num_lines > limit:
         message = (
             f"the file has more than {limit} lines, the limit; split it, or raise "

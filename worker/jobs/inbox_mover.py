@@ -23,6 +23,7 @@ from batchmill.producer.store import inbox_document
 from batchmill.producer.store.inbox_document import InboxJob
 from batchmill.producer.store.job_store import JobStore
 from batchmill.producer.store.letter_labels import document_labels
+from batchmill.producer.store.plain_letters import seal_plain_letters
 from batchmill.producer.store.reply_errors import accepted_id, unusable_record_error
 from batchmill.producer.store.submission import prepare
 from batchmill.producer.tracing.traceparent import trace_fields
@@ -97,6 +98,8 @@ class InboxMover:
             documents = self._store.run(
                 inbox_calls.take(_LEASE_MS, session=self._session, connected_ms=connected_ms)
             )
+            # Those that are too long, or that workers did not survive, are dead letters by now.
+            seal_plain_letters(self._store)
             moved = [self._move(document) for document in documents]
             if not any(moved):
                 return  # the inbox is empty, or no queue has room: pause first

@@ -13,13 +13,14 @@ from batchmill.producer.protocol.content import (
     Cipher,
     Content,
     Fingerprint,
+    JsonContent,
     KeyIds,
 )
 
 Value = TypeVar("Value")
 Other = TypeVar("Other")
 Parsed = TypeVar("Parsed", covariant=True)
-Argument = str | bytes | int | Content | Fingerprint | KeyIds
+Argument = str | bytes | int | Content | JsonContent | Fingerprint | KeyIds
 
 
 @dataclass(frozen=True, slots=True)

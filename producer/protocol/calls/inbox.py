@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 from batchmill.producer.protocol import keys
+from batchmill.producer.protocol.content import KeyIds
 
 from .call import Call
 
@@ -55,7 +56,7 @@ def take(
 
     fresh = (keys.new_job_id() for _ in range(MAX_TAKEN_AT_ONCE))
     limits = (MAX_TAKEN_AT_ONCE, max_taken, MAX_DOCUMENT_BYTES, MAX_TAKEN_BYTES)
-    return Call("inbox_take", (lease_ms, *limits, session, connected_ms, *fresh), parse)
+    return Call("inbox_take", (lease_ms, *limits, session, connected_ms, KeyIds(), *fresh), parse)
 
 
 def settle(

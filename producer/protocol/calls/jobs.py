@@ -15,6 +15,7 @@ from batchmill.producer.protocol.content import (
     Cipher,
     Content,
     Fingerprint,
+    JsonContent,
     KeyIds,
     Place,
     Unopened,
@@ -80,7 +81,7 @@ def submit(job: NewJob, *, is_adopted: bool = False) -> Call[SubmitReply]:
         "webhook_secret": job.webhook_secret or None,
         "celery_result": "1" if job.celery_result else None,
         "celery_headers": job.celery_headers or None,
-        "celery_embed": job.celery_embed or None,
+        "celery_embed": _follow_ups(job),
         "start_by_ms": job.start_by_ms,
         "message_priority": job.message_priority or None,
         "tags": ",".join(job.tags) or None,
@@ -318,6 +319,12 @@ def _tokens(write: TokenWrite) -> Content:
     """Return the tokens of a write; a sealed piece is bound to its place in the output."""
     place = Place(write.job_id, f"tokens:{4 * write.position}")
     return Content(encode_tokens(write.token_ids), place)
+
+
+def _follow_ups(job: NewJob) -> JsonContent | None:
+    if not job.celery_embed:
+        return None
+    return JsonContent(job.celery_embed, Place(job.job_id, "celery_embed"))
 
 
 def _fingerprint(job: NewJob) -> Fingerprint | str | None:

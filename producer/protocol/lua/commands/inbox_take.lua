@@ -4,13 +4,13 @@
 -- the third loss it becomes a dead letter.
 -- KEYS: none. ARGV: lease_ms, limit (documents per call), max_taken (documents that may be taken at a time), max_bytes
 -- (of a document; a longer one becomes a dead letter), max_total_bytes (of a reply), the caller's session, milliseconds
--- since it connected, then `limit` fresh job ids. If the call is repeated because its reply was lost, some of these ids
--- are in use: their documents are handed out again.
+-- since it connected, ids of its encryption keys (each has a dot), then `limit` fresh job ids. If the call is repeated
+-- because its reply was lost, some of these ids are in use: their documents are handed out again.
 -- Reply: {end of the lease, id, document, id, document ...}.
 -- @include dead_letters, keys, server, sessions
 local lease_ms, limit, max_taken = tonumber(ARGV[1]), tonumber(ARGV[2]), tonumber(ARGV[3])
 local max_bytes, max_total_bytes = tonumber(ARGV[4]), tonumber(ARGV[5])
-local session, connected_ms = ARGV[6], tonumber(ARGV[7])
+local session, connected_ms, has_keys = ARGV[6], tonumber(ARGV[7]), string.find(ARGV[8], '.', 1, true) ~= nil
 local KEPT_BYTES = 4096 -- of a document that is too long
 local MAX_LOST_WORKERS = 3
 local now, num_bytes = now_ms(), 0
@@ -34,12 +34,18 @@ local function hand_out(id, document, num_lost)
   num_bytes = num_bytes + #document
 end
 
+-- A worker with keys seals the letter afterwards: no script can.
+local function add_letter(id, reason, payload)
+  add_dead_letter(id, 'message', reason, payload, INBOX, now)
+  if has_keys then redis.call('SADD', PLAIN_LETTERS, id) end
+end
+
 -- Make a dead letter of a document.
 local function drop(id, document, reason)
   redis.call('ZREM', INBOX_TAKEN, id)
   redis.call('HDEL', INBOX_DOCUMENTS, id)
   redis.call('HDEL', INBOX_TAKERS, id)
-  add_dead_letter(id, 'message', reason, document, INBOX, now)
+  add_letter(id, reason, document)
 end
 
 local function has_room() return #reply < 2 * limit + 1 and num_bytes < max_total_bytes end
@@ -70,7 +76,7 @@ local function take_next(id)
   if #document > max_bytes then
     local reason = 'too_large: the document has ' .. #document .. ' bytes, the limit is '
       .. max_bytes .. '; shorten it (its first ' .. KEPT_BYTES .. ' bytes are kept here)'
-    add_dead_letter(id, 'message', reason, string.sub(document, 1, KEPT_BYTES), INBOX, now)
+    add_letter(id, reason, string.sub(document, 1, KEPT_BYTES))
   else
     redis.call('HSET', INBOX_DOCUMENTS, id, document)
     hand_out(id, document)
@@ -78,7 +84,7 @@ local function take_next(id)
   return true
 end
 
-for i = 8, #ARGV do
+for i = 9, #ARGV do
   local id = ARGV[i]
   if not has_room() then break end
   local known = redis.call('HGET', INBOX_DOCUMENTS, id)

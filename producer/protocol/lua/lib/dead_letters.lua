@@ -8,6 +8,7 @@ local function delete_dead_letter(id)
   local name = type(payload) == 'string' and split_reference(payload)
   if name then redis.call('ZADD', PAYLOADS, 'XX', now_ms(), name) end
   redis.call('ZREM', DEAD, id)
+  redis.call('SREM', PLAIN_LETTERS, id)
   return redis.call('DEL', dead_key(id)) == 1
 end
 

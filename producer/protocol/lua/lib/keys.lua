@@ -12,6 +12,7 @@ local MORE_HOSTS = 'batchmill:outbox_hosts:more'
 local REPLAY_HOSTS = 'batchmill:outbox_hosts:replay'
 local OUTBOX_TAKERS = 'batchmill:outbox_takers'
 local DEAD = 'batchmill:dead'
+local PLAIN_LETTERS = 'batchmill:plain_letters'
 local TOTALS = 'batchmill:totals'
 local PAUSED = 'batchmill:paused'
 local ENDPOINTS_DISABLED = 'batchmill:endpoints_disabled'
@@ -86,6 +87,7 @@ local function host_claims_key(host) return 'batchmill:host_claims:' .. host end
 local function endpoint_key(endpoint) return 'batchmill:endpoint:' .. endpoint end
 local function host_key(host) return 'batchmill:host:' .. host end
 local function worker_key(name) return 'batchmill:worker:' .. name end
+local function file_key(id) return 'batchmill:file:' .. id end
 local function batch_key(id) return 'batchmill:batch:' .. id end
 -- The number of a day, counted from 1970-01-01.
 local function used_tokens_key(day) return 'batchmill:used_tokens:' .. day end

@@ -1,0 +1,43 @@
+-- Replace a stored value by the same content under another key, if nothing has changed it meanwhile.
+-- KEYS: none. ARGV: kind of the record ('job', 'letter', 'event', 'receiver' or 'file'), id, field, SHA-1 of the value
+-- that is replaced (hex), new value.
+-- Reply: 1, or 0 if another value is stored.
+-- @include keys, payloads, sealed, server
+allow_writes_when_full()
+local kind, id, field, value = ARGV[1], ARGV[2], ARGV[3], ARGV[5]
+
+-- The record refers to another object from now on: the old one is due for deletion.
+local function exchange_objects(old, now)
+  local new, known = split_reference(value), redis.call('HGET', job_key(id), 'payloads')
+  if new then keep_payload(id, new, known, now) end
+  if old then redis.call('ZADD', PAYLOADS, 'XX', now, old) end
+end
+
+if kind == 'file' then
+  local known = redis.call('GET', file_key(id))
+  if not known or redis.sha1hex(known) ~= ARGV[4] then return 0 end
+  redis.call('SET', file_key(id), value, 'KEEPTTL')
+  return 1
+end
+local key = job_key(id)
+if kind == 'receiver' then
+  key, field = RECEIVER_SECRETS, id
+elseif kind == 'letter' then
+  key = dead_key(id)
+elseif kind == 'event' then
+  key = event_key(id)
+end
+local now, payload = now_ms(), split_reference(value)
+local has_payload = not payload or is_payload_noted(payload, now)
+local known = redis.call('HGET', key, field)
+if not (known and has_payload) or redis.sha1hex(known) ~= ARGV[4] then return 0 end
+redis.call('HSET', key, field, value)
+if kind == 'job' then
+  exchange_objects(split_reference(known), now)
+elseif kind == 'letter' then
+  redis.call('SREM', PLAIN_LETTERS, id)
+  if payload then redis.call('ZADD', PAYLOADS, 'XX', now + PAYLOAD_CHECK_MS, payload) end
+  local old = split_reference(known)
+  if old then redis.call('ZADD', PAYLOADS, 'XX', now, old) end
+end
+return 1
