@@ -243,12 +243,14 @@ class BrokerUnavailable(BatchmillError, ConnectionError):
 
     Attributes:
         job_ids: The jobs that the call had surely submitted before.
+        shards: The names of the shards that failed; empty for a single broker.
     """
 
     code = "broker_unavailable"
     retryable = True
 
     job_ids: tuple[str, ...] = ()
+    shards: tuple[str, ...] = ()
 
 
 class UnsupportedBroker(BrokerUnavailable):

@@ -62,7 +62,9 @@ class BulkBatch:
             IdempotencyConflict: the run's batch has other content.
         """
         plain_id = "batch_" + hashlib.sha256(f"bulk\0{identity}".encode()).hexdigest()[:32]
-        batch_id = shards.new_batch_id(plain_id, settings.served_name, keys.DEFAULT_TENANT)
+        batch_id = shards.new_batch_id(
+            plain_id, settings.served_name, keys.DEFAULT_TENANT, is_keyed=True
+        )
         store = shards.of_batch(batch_id)
         known = store.read(batches([batch_id]))[0]
         if request is None:

@@ -12,9 +12,11 @@ from typing import TYPE_CHECKING, Any, Self, TypeAlias
 from batchmill.producer.client.job_groups import FULL_PAUSE_S, MAX_GROUP_CHARS, MAX_GROUP_JOBS
 from batchmill.producer.errors import (
     BulkFileError,
+    ContentChanged,
     IdempotencyConflict,
     JobRejected,
     JobUnfinished,
+    PayloadMissing,
     PayloadUnreachable,
     QueueFull,
     UnknownJob,
@@ -308,6 +310,8 @@ class InFlight:
                 self._fail(waiting, error.code, str(error), partial)
             except UnknownJob as error:
                 self._fail(waiting, "unknown_job", str(error))
+            except (PayloadMissing, ContentChanged) as error:  # lost for good, of this line only
+                self._fail(waiting, error.code, f"job {ended.id}: {error}")
             else:
                 name = line_id(self._identity, waiting.number)
                 self._output.append(

@@ -53,6 +53,7 @@ async def create_batch(
         keys.new_batch_id(request.idempotency_key, request.tenant),
         settings.served_name,
         request.tenant or keys.DEFAULT_TENANT,
+        is_keyed=is_resumable,
     )
     store = await shards.of_batch(batch_id)
     call = batch_calls.create(request, settings, batch_id)

@@ -12,7 +12,7 @@ from batchmill.producer.job.job_fields import BatchFields
 from batchmill.producer.settings import ProducerSettings
 from batchmill.producer.store.async_shards import AsyncShards
 from batchmill.producer.store.batches import BatchEntry
-from batchmill.producer.store.reply_errors import broker_errors
+from batchmill.producer.store.broker_errors import broker_errors
 
 from . import async_batch_verbs
 from .async_iteration import as_async

@@ -18,11 +18,12 @@ from batchmill.producer.protocol.replies import CancelAnswer
 from batchmill.producer.results import JobResult, JobStatus
 from batchmill.producer.settings import ProducerSettings
 from batchmill.producer.store.async_shards import AsyncShards
+from batchmill.producer.store.broker_errors import broker_errors
 from batchmill.producer.store.call_limits import time_limit
 from batchmill.producer.store.ended_jobs import MAX_ENDS_AT_ONCE, EndedJob, chunks, ended_jobs
 from batchmill.producer.store.job_output import StreamPiece, StreamPosition
 from batchmill.producer.store.replication import replica_wait
-from batchmill.producer.store.reply_errors import accepted_id, broker_errors
+from batchmill.producer.store.reply_errors import accepted_id
 from batchmill.producer.store.submission import prepare
 from batchmill.producer.tracing.sending import check_traces, send_span
 from batchmill.producer.watch.async_fleet_watch import AsyncFleetWatch

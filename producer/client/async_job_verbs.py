@@ -18,6 +18,7 @@ from batchmill.producer.settings import ProducerSettings
 from batchmill.producer.store import job_index
 from batchmill.producer.store.async_shards import AsyncShards
 from batchmill.producer.store.async_store import AsyncStore
+from batchmill.producer.store.broker_errors import broker_errors
 from batchmill.producer.store.ended_jobs import chunks
 from batchmill.producer.store.job_index import (
     DEFAULT_PAGE_JOBS,
@@ -29,12 +30,8 @@ from batchmill.producer.store.job_index import (
     merged_page,
 )
 from batchmill.producer.store.job_status import job_status
-from batchmill.producer.store.reply_errors import (
-    broker_errors,
-    check_forgotten,
-    check_retried,
-    unknown_job_error,
-)
+from batchmill.producer.store.reply_errors import check_forgotten, check_retried, unknown_job_error
+from batchmill.producer.store.shard_errors import ShardFailures
 from batchmill.producer.store.submission import queue_limits
 from batchmill.producer.watch.async_progress import progress_of, progress_of_many
 
@@ -152,7 +149,7 @@ class AsyncJobVerbs:
             As `cancel`, by job id; an unknown job has the status UNKNOWN.
 
         Raises:
-            BrokerUnavailable: the broker does not respond; cancelling again does no harm.
+            BrokerUnavailable: as `cancel_where`.
         """
         replies: dict[str, CancelAnswer] = {}
         with broker_errors(self._url):
@@ -173,17 +170,21 @@ class AsyncJobVerbs:
 
         Raises:
             InvalidQuery: no filter is given, or one is invalid.
-            BrokerUnavailable: the broker does not respond; cancelling again does no harm.
+            BrokerUnavailable: the broker does not respond, or some shards (`shards`), and the jobs
+                of the others are cancelled; cancelling again does no harm.
         """
-        query = JobQuery.to_cancel(**filters)
+        query: JobQuery | None = JobQuery.to_cancel(**filters)
         total = CancelCounts()
+        failures = ShardFailures()
         with broker_errors(self._url):
-            for store in await self._shards.every():
-                rest: JobQuery | None = query
-                while rest is not None:
-                    cursor, counts = await store.run(job_index.cancel_where(rest))
-                    total = total.plus(counts)
-                    rest = None if cursor is None else rest.after(cursor)
+            for shard in self._shards.list.shards:
+                with failures.of(shard.name):
+                    store, rest = await self._shards.at(shard), query
+                    while rest is not None:
+                        cursor, counts = await store.run(job_index.cancel_where(rest))
+                        total = total.plus(counts)
+                        rest = None if cursor is None else rest.after(cursor)
+            failures.check()
         return total
 
     async def retry(self, job_id: str) -> int:
@@ -232,15 +233,18 @@ class AsyncJobVerbs:
             InvalidQuery: neither is given, or one is invalid.
             BrokerUnavailable: the broker does not respond; forgetting again does no harm.
         """
-        query = JobQuery.narrow(tag, tenant, "forgotten")
+        query: JobQuery | None = JobQuery.narrow(tag, tenant, "forgotten")
         total = ForgetCounts()
+        failures = ShardFailures()
         with broker_errors(self._url):
-            for store in await self._shards.every():
-                rest: JobQuery | None = query
-                while rest is not None:
-                    cursor, counts = await store.run(job_index.forget_where(rest))
-                    total = total.plus(counts)
-                    rest = None if cursor is None else rest.after(cursor)
+            for shard in self._shards.list.shards:
+                with failures.of(shard.name):
+                    store, rest = await self._shards.at(shard), query
+                    while rest is not None:
+                        cursor, counts = await store.run(job_index.forget_where(rest))
+                        total = total.plus(counts)
+                        rest = None if cursor is None else rest.after(cursor)
+            failures.check()
         return total
 
 

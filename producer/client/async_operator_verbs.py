@@ -10,6 +10,7 @@ from datetime import datetime, timedelta
 from batchmill.producer.protocol.calls import pauses as pause_calls
 from batchmill.producer.protocol.pauses import Pause, joined_pauses
 from batchmill.producer.store.async_shards import AsyncShards
+from batchmill.producer.store.broker_errors import broker_errors
 from batchmill.producer.store.pause_target import check_tenant, pause_target
 from batchmill.producer.store.replay import (
     FULL_WAIT_S,
@@ -20,7 +21,6 @@ from batchmill.producer.store.replay import (
     joined_counts,
     since_ms,
 )
-from batchmill.producer.store.reply_errors import broker_errors
 
 
 class AsyncOperatorVerbs:
@@ -62,7 +62,7 @@ class AsyncOperatorVerbs:
         kind, name = pause_target(queue, tenant, endpoint)
         call = pause_calls.pause(kind, name, by=by, reason=reason, refuses=refuses)
         with broker_errors(self._url):
-            changed = [await store.run(call) for store in await self._shards.every()]
+            changed = await self._shards.run_everywhere(call)
         return any(changed)
 
     async def resume(
@@ -82,8 +82,7 @@ class AsyncOperatorVerbs:
         """
         kind, name = pause_target(queue, tenant, endpoint)
         with broker_errors(self._url):
-            stores = await self._shards.every()
-            changed = [await store.run(pause_calls.resume(kind, name)) for store in stores]
+            changed = await self._shards.run_everywhere(pause_calls.resume(kind, name))
         return any(changed)
 
     async def pauses(self) -> builtins.list[Pause]:

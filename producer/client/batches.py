@@ -12,7 +12,7 @@ from batchmill.producer.job.batch import BatchStatus, parse_batch
 from batchmill.producer.job.job_fields import BatchFields
 from batchmill.producer.settings import ProducerSettings
 from batchmill.producer.store.batches import BatchEntry
-from batchmill.producer.store.reply_errors import broker_errors
+from batchmill.producer.store.broker_errors import broker_errors
 from batchmill.producer.store.shards import Shards
 
 from . import batch_verbs

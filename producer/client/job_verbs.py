@@ -17,6 +17,7 @@ from batchmill.producer.protocol.replies import (
 from batchmill.producer.results import JobStatus
 from batchmill.producer.settings import ProducerSettings
 from batchmill.producer.store import job_index
+from batchmill.producer.store.broker_errors import broker_errors
 from batchmill.producer.store.ended_jobs import chunks
 from batchmill.producer.store.job_index import (
     DEFAULT_PAGE_JOBS,
@@ -28,12 +29,8 @@ from batchmill.producer.store.job_index import (
     merged_page,
 )
 from batchmill.producer.store.job_status import job_status
-from batchmill.producer.store.reply_errors import (
-    broker_errors,
-    check_forgotten,
-    check_retried,
-    unknown_job_error,
-)
+from batchmill.producer.store.reply_errors import check_forgotten, check_retried, unknown_job_error
+from batchmill.producer.store.shard_errors import ShardFailures
 from batchmill.producer.store.shards import Shards
 from batchmill.producer.store.store import Store
 from batchmill.producer.store.submission import queue_limits
@@ -152,7 +149,7 @@ class JobVerbs:
             As `cancel`, by job id; an unknown job has the status UNKNOWN.
 
         Raises:
-            BrokerUnavailable: the broker does not respond; cancelling again does no harm.
+            BrokerUnavailable: as `cancel_where`.
         """
         replies: dict[str, CancelAnswer] = {}
         with broker_errors(self._url):
@@ -173,17 +170,21 @@ class JobVerbs:
 
         Raises:
             InvalidQuery: no filter is given, or one is invalid.
-            BrokerUnavailable: the broker does not respond; cancelling again does no harm.
+            BrokerUnavailable: the broker does not respond, or some shards (`shards`), and the jobs
+                of the others are cancelled; cancelling again does no harm.
         """
-        query = JobQuery.to_cancel(**filters)
+        query: JobQuery | None = JobQuery.to_cancel(**filters)
         total = CancelCounts()
+        failures = ShardFailures()
         with broker_errors(self._url):
-            for store in self._shards.every():
-                rest: JobQuery | None = query
-                while rest is not None:
-                    cursor, counts = store.run(job_index.cancel_where(rest))
-                    total = total.plus(counts)
-                    rest = None if cursor is None else rest.after(cursor)
+            for shard in self._shards.list.shards:
+                with failures.of(shard.name):
+                    store, rest = self._shards.at(shard), query
+                    while rest is not None:
+                        cursor, counts = store.run(job_index.cancel_where(rest))
+                        total = total.plus(counts)
+                        rest = None if cursor is None else rest.after(cursor)
+            failures.check()
         return total
 
     def retry(self, job_id: str) -> int:
@@ -230,15 +231,18 @@ class JobVerbs:
             InvalidQuery: neither is given, or one is invalid.
             BrokerUnavailable: the broker does not respond; forgetting again does no harm.
         """
-        query = JobQuery.narrow(tag, tenant, "forgotten")
+        query: JobQuery | None = JobQuery.narrow(tag, tenant, "forgotten")
         total = ForgetCounts()
+        failures = ShardFailures()
         with broker_errors(self._url):
-            for store in self._shards.every():
-                rest: JobQuery | None = query
-                while rest is not None:
-                    cursor, counts = store.run(job_index.forget_where(rest))
-                    total = total.plus(counts)
-                    rest = None if cursor is None else rest.after(cursor)
+            for shard in self._shards.list.shards:
+                with failures.of(shard.name):
+                    store, rest = self._shards.at(shard), query
+                    while rest is not None:
+                        cursor, counts = store.run(job_index.forget_where(rest))
+                        total = total.plus(counts)
+                        rest = None if cursor is None else rest.after(cursor)
+            failures.check()
         return total
 
 

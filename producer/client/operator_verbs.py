@@ -10,6 +10,7 @@ from datetime import datetime, timedelta
 
 from batchmill.producer.protocol.calls import pauses as pause_calls
 from batchmill.producer.protocol.pauses import Pause, joined_pauses
+from batchmill.producer.store.broker_errors import broker_errors
 from batchmill.producer.store.pause_target import check_tenant, pause_target
 from batchmill.producer.store.replay import (
     FULL_WAIT_S,
@@ -20,7 +21,6 @@ from batchmill.producer.store.replay import (
     joined_counts,
     since_ms,
 )
-from batchmill.producer.store.reply_errors import broker_errors
 from batchmill.producer.store.shards import Shards
 
 
@@ -63,7 +63,7 @@ class OperatorVerbs:
         kind, name = pause_target(queue, tenant, endpoint)
         call = pause_calls.pause(kind, name, by=by, reason=reason, refuses=refuses)
         with broker_errors(self._url):
-            changed = [store.run(call) for store in self._shards.every()]
+            changed = self._shards.run_everywhere(call)
         return any(changed)
 
     def resume(
@@ -83,8 +83,7 @@ class OperatorVerbs:
         """
         kind, name = pause_target(queue, tenant, endpoint)
         with broker_errors(self._url):
-            stores = self._shards.every()
-            changed = [store.run(pause_calls.resume(kind, name)) for store in stores]
+            changed = self._shards.run_everywhere(pause_calls.resume(kind, name))
         return any(changed)
 
     def pauses(self) -> builtins.list[Pause]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import secrets
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -71,10 +71,21 @@ def digest(secret: str) -> str:
 
 
 def create_api_key(store: JobStore, name: str, **fields: Any) -> tuple[ApiKey, str]:
-    """Store a new key, and return it with its secret, which is kept nowhere.
+    """Make and store a new key; arguments, value and errors as of `make_api_key`."""
+    key, secret = make_api_key(name, **fields)
+    put_api_key(store, key, secret)
+    return key, secret
+
+
+def put_api_key(store: JobStore, key: ApiKey, secret: str) -> None:
+    """Store a key under its secret, of which the digest is kept."""
+    store.client.hset(keys.API_KEYS, digest(secret), key.model_dump_json())
+
+
+def make_api_key(name: str, **fields: Any) -> tuple[ApiKey, str]:
+    """Return a new key with its secret, which is kept nowhere; `put_api_key` stores it.
 
     Args:
-        store: the job store.
         name: the operator's own name for it.
         **fields: further fields of `ApiKey`.
 
@@ -106,7 +117,6 @@ def create_api_key(store: JobStore, name: str, **fields: Any) -> tuple[ApiKey, s
         problem = error.errors(include_input=False, include_url=False)[0]
         where = ".".join(map(str, problem["loc"]))
         raise ApiKeyRefused(f"{where}: {problem['msg']}") from None
-    store.client.hset(keys.API_KEYS, digest(secret), key.model_dump_json())
     return key, secret
 
 
@@ -137,6 +147,34 @@ def store_given_key(store: JobStore, secret: str) -> None:
 def list_api_keys(store: JobStore) -> list[ApiKey]:
     """Return all keys, the revoked ones included, oldest first."""
     return sorted(_load(store).values(), key=lambda key: (key.created_at_ms, key.id))
+
+
+def joined_api_keys(parts: Mapping[str, Sequence[ApiKey]]) -> list[tuple[ApiKey, list[str]]]:
+    """Return the keys of all shards, oldest first, each with the shards where it is another.
+
+    Args:
+        parts: the keys of each shard, by its name. All shards have the same keys, unless one was
+            away when they changed. A key that is revoked in one of them is returned as revoked.
+    """
+    by_shard = {name: {key.id: key for key in part} for name, part in parts.items()}
+    found: dict[str, ApiKey] = {}
+    for key in (each for part in parts.values() for each in part):
+        known = found.get(key.id)
+        if known is None or (known.revoked_at_ms is None and key.revoked_at_ms is not None):
+            found[key.id] = key
+    in_order = sorted(found.values(), key=lambda key: (key.created_at_ms, key.id))
+    return [
+        (
+            key,
+            [name for name, ids in by_shard.items() if not _is_same(ids.get(key.id), key)],
+        )
+        for key in in_order
+    ]
+
+
+def _is_same(key: ApiKey | None, other: ApiKey) -> bool:
+    """Return whether two shards agree on a key; they may have revoked it at different times."""
+    return key is not None and (key.revoked_at_ms is None) == (other.revoked_at_ms is None)
 
 
 def revoke_api_key(store: JobStore, key_id: str) -> ApiKey | None:

@@ -16,9 +16,11 @@ from typing import Any, TypeVar
 
 from redis.asyncio.retry import Retry as AsyncRetry
 from redis.backoff import ExponentialWithJitterBackoff
+from redis.exceptions import RedisError
 from redis.retry import Retry
 
 from .server_version import UnsupportedServer
+from .shard_errors import note_shard
 
 Reply = TypeVar("Reply")
 
@@ -112,11 +114,15 @@ def _call(
 
 
 class LimitedRetry(Retry):
-    """Repeats a failed call a number of times, within a number of seconds in all."""
+    """Repeats a failed call a number of times, within a number of seconds in all.
 
-    def __init__(self, timeout_s: float, num_retries: int) -> None:
+    Its errors name the shard, if the broker is one of several.
+    """
+
+    def __init__(self, timeout_s: float, num_retries: int, shard_name: str = "") -> None:
         super().__init__(_BACKOFF, num_retries)
         self.timeout_s = timeout_s
+        self.shard_name = shard_name
 
     def call_with_retry(
         self,
@@ -138,6 +144,9 @@ class LimitedRetry(Retry):
         try:
             failures = _Failures(self._retries, is_retryable)
             return self._attempt(do, fail, failures, with_failure_count)
+        except RedisError as error:
+            note_shard(error, self.shard_name)
+            raise
         finally:
             _deadline.reset(limited)
             _is_repeated.reset(repeated)
@@ -162,9 +171,10 @@ class LimitedRetry(Retry):
 class AsyncLimitedRetry(AsyncRetry):
     """The same for asyncio."""
 
-    def __init__(self, timeout_s: float, num_retries: int) -> None:
+    def __init__(self, timeout_s: float, num_retries: int, shard_name: str = "") -> None:
         super().__init__(_BACKOFF, num_retries)
         self.timeout_s = timeout_s
+        self.shard_name = shard_name
 
     async def call_with_retry(
         self,
@@ -178,12 +188,25 @@ class AsyncLimitedRetry(AsyncRetry):
         Raises:
             Exception: that of the last attempt.
         """
-        with _call(self.timeout_s, self._retries, is_retryable) as failures:
-            while True:
-                try:
-                    return await do()
-                except self._supported_errors as error:
-                    failures.note(error)
-                    await (fail(error, failures.num) if with_failure_count else fail(error))
-                    pause_s = failures.pause_s(error)
-                await asyncio.sleep(pause_s)
+        try:
+            with _call(self.timeout_s, self._retries, is_retryable) as failures:
+                return await self._attempt(do, fail, failures, with_failure_count)
+        except RedisError as error:
+            note_shard(error, self.shard_name)
+            raise
+
+    async def _attempt(
+        self,
+        do: Callable[[], Awaitable[Reply]],
+        fail: Callable[..., Any],
+        failures: _Failures,
+        with_failure_count: bool,
+    ) -> Reply:
+        while True:
+            try:
+                return await do()
+            except self._supported_errors as error:
+                failures.note(error)
+                await (fail(error, failures.num) if with_failure_count else fail(error))
+                pause_s = failures.pause_s(error)
+            await asyncio.sleep(pause_s)

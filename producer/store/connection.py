@@ -68,7 +68,13 @@ _STATE_WORDS = (
 )
 
 
-def connect(url: str, *, timeout_s: float | None = None, num_retries: int = _NUM_RETRIES) -> Redis:
+def connect(
+    url: str,
+    *,
+    timeout_s: float | None = None,
+    num_retries: int = _NUM_RETRIES,
+    shard_name: str = "",
+) -> Redis:
     """Return a client for a broker URL. Nothing is sent before the first call.
 
     Args:
@@ -76,12 +82,13 @@ def connect(url: str, *, timeout_s: float | None = None, num_retries: int = _NUM
         timeout_s: seconds that one call may take in all, with connecting and repeats; None takes
             `BATCHMILL_BROKER_TIMEOUT_S`.
         num_retries: how often a call is repeated if the connection fails.
+        shard_name: of the broker, if it is one of several; errors name it.
 
     Raises:
         ValueError: the URL, one of its options or the timeout is invalid.
     """
     timeout_s = find_timeout_s() if timeout_s is None else check_timeout_s(timeout_s)
-    retry = LimitedRetry(timeout_s, num_retries)
+    retry = LimitedRetry(timeout_s, num_retries, shard_name)
     options = _options(timeout_s, num_retries)
     url = redis_url(url)
     pool = ConnectionPool.from_url(server_url(url), retry=retry, **options)
@@ -91,7 +98,7 @@ def connect(url: str, *, timeout_s: float | None = None, num_retries: int = _NUM
     return Redis.from_pool(pool)
 
 
-def async_connect(url: str, *, timeout_s: float | None = None) -> AsyncRedis:
+def async_connect(url: str, *, timeout_s: float | None = None, shard_name: str = "") -> AsyncRedis:
     """Return an asyncio client for a broker URL. Nothing is sent before the first call.
 
     It belongs to the event loop that it is first used in; `WrongEventLoop` refuses any other.
@@ -100,12 +107,13 @@ def async_connect(url: str, *, timeout_s: float | None = None) -> AsyncRedis:
         url: a broker URL.
         timeout_s: seconds that one call may take in all, with connecting and repeats; None takes
             `BATCHMILL_BROKER_TIMEOUT_S`.
+        shard_name: as of `connect`.
 
     Raises:
         ValueError: the URL, one of its options or the timeout is invalid.
     """
     timeout_s = find_timeout_s() if timeout_s is None else check_timeout_s(timeout_s)
-    retry = AsyncLimitedRetry(timeout_s, _NUM_RETRIES)
+    retry = AsyncLimitedRetry(timeout_s, _NUM_RETRIES, shard_name)
     options = _options(timeout_s, _NUM_RETRIES)
     url = redis_url(url)
     pool = _PoolOfOneLoop.from_url(server_url(url), retry=retry, **options)

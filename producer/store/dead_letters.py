@@ -13,9 +13,20 @@ from batchmill.producer.protocol.records import DeadLetter, DeadLetterKind
 from batchmill.producer.protocol.replies import RetryStatus
 from batchmill.producer.settings import ProducerSettings
 
+from .every_shard import EveryShard
 from .job_store import JobStore
 from .reply_errors import accepted_id, check_retried
 from .submission import prepare, queue_limits
+
+
+def dead_letters_of_all(shards: EveryShard, *, offset: int, limit: int) -> list[DeadLetter]:
+    """Return dead letters of all shards that reply, newest first, after the newest `offset`."""
+    if shards.is_alone:
+        (only,) = shards.each(lambda store: store.dead_letters(offset=offset, limit=limit))
+        return only
+    parts = shards.each(lambda store: store.dead_letters(offset=0, limit=offset + limit))
+    letters = (letter for part in parts for letter in part)
+    return sorted(letters, key=lambda letter: -letter.at_ms)[offset : offset + limit]
 
 
 def retry_dead_letter(store: JobStore, letter_id: str, settings: ProducerSettings) -> str | None:

@@ -58,6 +58,26 @@ class Endpoint:
     pause: Pause | None = None
 
 
+def joined_endpoints(parts: Iterable[Iterable[Endpoint]]) -> list[Endpoint]:
+    """Return the endpoints of all shards, those with the most waiting events first.
+
+    What waits is summed up; the rest is that of the shard in which the endpoint is worst off.
+    """
+    found: dict[tuple[str, str], Endpoint] = {}
+    for endpoint in (each for part in parts for each in part):
+        name = (endpoint.tenant, endpoint.url)
+        known = found.get(name)
+        if known is not None:
+            num_waiting = known.num_waiting + endpoint.num_waiting
+            endpoint = replace(max(known, endpoint, key=_badness), num_waiting=num_waiting)
+        found[name] = endpoint
+    return sorted(found.values(), key=lambda x: (-x.num_waiting, x.url, x.tenant))
+
+
+def _badness(endpoint: Endpoint) -> tuple[int, int]:
+    return list(EndpointState).index(endpoint.state), endpoint.num_failures
+
+
 class Endpoints:
     """Lists, enables and disables endpoints. Owns nothing but the store it is given.
 

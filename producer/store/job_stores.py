@@ -19,7 +19,7 @@ def open_job_stores(url: str) -> list[tuple[Shard, JobStore]]:
         ValueError: the list or a URL is invalid.
     """
     shards = read_shard_list(url).shards
-    return [(shard, JobStore.from_url(shard.url)) for shard in shards]
+    return [(shard, JobStore.from_url(shard.url, shard_name=shard.name)) for shard in shards]
 
 
 def check_job_stores(url: str, stores: Sequence[tuple[Shard, JobStore]]) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import secrets as randomness
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -140,6 +140,19 @@ def load_receivers(tenant: str) -> Read[list[Receiver]]:
         return sorted(known, key=lambda each: (-each.created_at, each.id))
 
     return Read(lambda pipeline: pipeline.hgetall(keys.receivers(tenant)), parse, keeps_errors=True)
+
+
+def joined_receivers(parts: Iterable[Iterable[Receiver]]) -> list[Receiver]:
+    """Return the receivers of a tenant in all shards, newest first, each once.
+
+    They are the same in all shards, unless one was away when they changed: the newest form counts.
+    """
+    found: dict[str, Receiver] = {}
+    for receiver in (each for part in parts for each in part):
+        known = found.get(receiver.id)
+        if known is None or receiver.updated_at > known.updated_at:
+            found[receiver.id] = receiver
+    return sorted(found.values(), key=lambda each: (-each.created_at, each.id))
 
 
 def find_receiver(tenant: str, receiver_id: str) -> Read[tuple[Receiver, str] | None]:

@@ -1,33 +1,24 @@
-"""Errors made of replies, records and redis-py's errors; results of ended jobs. No I/O."""
+"""Errors made of replies and records; results of ended jobs. No I/O."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import fields
 
-from redis import exceptions as redis_errors
-
-from batchmill.producer.broker_url import redact
 from batchmill.producer.errors import (
     BatchClosed,
-    BrokerUnavailable,
     IdempotencyConflict,
     JobCancelled,
     JobExpired,
     JobFailed,
     JobRejected,
     JobUnfinished,
-    NotReplicated,
     QueueFull,
     QueuePaused,
     UnknownBatch,
     UnknownJob,
-    UnsupportedBroker,
-    UnusableRecord,
     WrongState,
 )
-from batchmill.producer.protocol.calls.call import is_wrong_type
 from batchmill.producer.protocol.calls.new_job import NewJob, QueueLimits
 from batchmill.producer.protocol.replies import (
     ForgetReply,
@@ -41,11 +32,6 @@ from batchmill.producer.protocol.replies import (
 )
 from batchmill.producer.results import JobError, JobResult
 
-from .connection import is_server_fault
-from .replication import NotConfirmed
-from .server_version import UnsupportedServer
-from .tls_errors import tls_problem
-
 _ERRORS: dict[JobState, type[JobUnfinished]] = {
     JobState.FAILED: JobFailed,
     JobState.CANCELLED: JobCancelled,
@@ -55,9 +41,6 @@ _ERRORS: dict[JobState, type[JobUnfinished]] = {
 #: Limits that are settings; the others belong to a tenant.
 _STORE_LIMITS = frozenset(field.name for field in fields(QueueLimits))
 
-
-#: What servers say to a client that sent no password.
-_NO_LOGIN = ("HELLO must be called", "Authentication required")
 
 #: What a limit counts, by the last word of its name; otherwise waiting jobs.
 _UNITS = {
@@ -299,65 +282,3 @@ def result_of(
         retryable=error.retryable,
         result=result,
     )
-
-
-def _login_refusal(error: Exception) -> str:
-    # The server's own words for a missing password are about its HELLO command.
-    if any(words in str(error) for words in _NO_LOGIN):
-        return "needs a password: put it into the URL (redis://:PASSWORD@host:6379/0)"
-    return f"refuses the login: {error}; check the user and the password in the URL"
-
-
-def _no_tls_hint(url: str) -> str:
-    # A server without TLS waits for the rest of a command that never comes.
-    return "; if it does not speak TLS, use redis://" if url.startswith("rediss:") else ""
-
-
-@contextmanager
-def broker_errors(url: str) -> Iterator[None]:
-    """Turn redis-py's errors into ours; passwords stay out of the message.
-
-    Raises:
-        UnsupportedBroker: the broker is too old, or runs in cluster mode.
-        NotReplicated: it has stored the call, but too few replicas have.
-        BrokerUnavailable: the broker does not respond, or refuses calls of this kind for now.
-        UnusableRecord: a key in Redis holds data that batchmill did not write.
-    """
-    broker = f"broker at {redact(url)}"
-    try:
-        yield
-    except UnsupportedServer as error:
-        raise UnsupportedBroker(f"{broker}: {error}") from error
-    except NotConfirmed as error:
-        raise NotReplicated(
-            f"{broker}: {error}; a failover may lose it until they do. Check the replicas, and "
-            "repeat the call: with the same idempotency key it makes no second job",
-            job_ids=error.job_ids,
-        ) from error
-    except (redis_errors.TimeoutError, redis_errors.ConnectionError) as error:
-        # The asyncio client wraps the errors of the greeting.
-        causes = (error, error.__cause__)
-        if any(isinstance(cause, redis_errors.TimeoutError) for cause in causes):
-            raise BrokerUnavailable(
-                f"{broker} does not reply: {error}; if it is only slow, raise timeout_s of the "
-                f"client or BATCHMILL_BROKER_TIMEOUT_S{_no_tls_hint(url)}"
-            ) from error
-        if any(isinstance(cause, redis_errors.AuthenticationError) for cause in causes):
-            raise BrokerUnavailable(f"{broker} {_login_refusal(error)}") from error
-        if problem := tls_problem(url, error):
-            raise BrokerUnavailable(f"{broker} {problem}") from error
-        raise BrokerUnavailable(f"{broker}: {error}") from error
-    except redis_errors.InvalidResponse as error:
-        raise BrokerUnavailable(
-            f"{broker} does not reply as Redis does; check the host and the port, and whether the "
-            "server expects TLS (rediss://)"
-        ) from error
-    except redis_errors.ResponseError as error:
-        if is_wrong_type(error):
-            raise UnusableRecord(
-                f"{broker}: a key holds data that batchmill did not write; find and delete the key "
-                f"({error})"
-            ) from error
-        if not is_server_fault(error):
-            raise
-        raise BrokerUnavailable(f"{broker} refuses the call: {error}") from error

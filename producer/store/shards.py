@@ -25,6 +25,7 @@ from batchmill.producer.shard_list import Shard, ShardList, read_shard_list, sha
 
 from .call_limits import time_limit
 from .replication import NotConfirmed, ReplicaWait
+from .shard_errors import ShardFailures
 from .shard_mark import check_mark, exist, note_mark, read_mark, unknown_shard_error
 from .store import Store
 
@@ -73,6 +74,7 @@ class Shards:
                 replica_wait=replica_wait,
                 key_ring=key_ring,
                 objects=objects,
+                shard_name=shard.name,
             )
             for shard in shard_list.shards
         ]
@@ -98,6 +100,10 @@ class Shards:
         """Return all shards with their stores."""
         return list(zip(self.list.shards, self.every(), strict=True))
 
+    def at(self, shard: Shard) -> Store:
+        """Return the store of a shard of the list."""
+        return self._at(self._places[shard.name])
+
     def of_work(self, model: str, tenant: str) -> Store:
         """Return the store that takes new jobs of a tenant for a model."""
         if self._only is not None:
@@ -108,24 +114,19 @@ class Shards:
         """Return the store of a job; any store if the job does not exist."""
         if self._only is not None:
             return self._only
-        (place,) = self._places_of([job_id], _job_keys)
-        return self._at(place)
+        return self._at(self._place_of(job_id, _job_keys))
 
     def of_batch(self, batch_id: str) -> Store:
         """Return the store of a batch; any store if the batch does not exist."""
         if self._only is not None:
             return self._only
-        (place,) = self._places_of([batch_id], _batch_keys)
-        return self._at(place)
+        return self._at(self._place_of(batch_id, _batch_keys))
 
     def of_jobs(self, job_ids: Sequence[str]) -> list[tuple[Store, list[str]]]:
         """Return jobs by store, each store once."""
         if self._only is not None:
             return [(self._only, list(job_ids))]
-        by_place: dict[int, list[str]] = {}
-        places = self._places_of(job_ids, _job_keys)
-        for job_id, place in zip(job_ids, places, strict=True):
-            by_place.setdefault(place, []).append(job_id)
+        by_place = self._by_place(job_ids)
         return [(self._at(place), some) for place, some in by_place.items()]
 
     def read_each(
@@ -146,12 +147,37 @@ class Shards:
         *,
         confirmed: bool = False,
     ) -> list[Value]:
-        """Run a call for each job, in order; `confirmed` as of `Store.run_all_confirmed`."""
+        """Run a call for each job, in order; `confirmed` as of `Store.run_all_confirmed`.
+
+        Raises:
+            ShardsFailed: some shards failed; the calls of all others were made.
+        """
+        if self._only is not None:
+            run = self._only.run_all_confirmed if confirmed else self._only.run_all
+            return run([make(job_id) for job_id in job_ids])
         found: dict[str, Value] = {}
-        for store, some in self.of_jobs(job_ids):
-            run = store.run_all_confirmed if confirmed else store.run_all
-            found |= zip(some, run([make(job_id) for job_id in some]), strict=True)
+        failures = ShardFailures()
+        for place, some in (self._by_place(job_ids, failures)).items():
+            with failures.of(self.list.shards[place].name):
+                store = self._at(place)
+                run = store.run_all_confirmed if confirmed else store.run_all
+                found |= zip(some, run([make(job_id) for job_id in some]), strict=True)
+        failures.check()
         return [found[job_id] for job_id in job_ids]
+
+    def run_everywhere(self, call: Call[Value]) -> list[Value]:
+        """Run a call in every shard.
+
+        Raises:
+            ShardsFailed: some shards failed; the call was made in all others.
+        """
+        found = []
+        failures = ShardFailures()
+        for shard in self.list.shards:
+            with failures.of(shard.name):
+                found.append((self.at(shard)).run(call))
+        failures.check()
+        return found
 
     def place(self, job: NewJob) -> tuple[Store, NewJob]:
         """Return the store for a new job, and the job under an id that leads there."""
@@ -194,22 +220,27 @@ class Shards:
             found = [before or job_id for before, job_id in zip(found, ids, strict=True)]
         return found
 
-    def new_batch_id(self, batch_id: str, model: str, tenant: str) -> str:
+    def new_batch_id(self, batch_id: str, model: str, tenant: str, *, is_keyed: bool) -> str:
         """Return the id under which a batch is opened: where it is already, else where it belongs.
 
         Args:
             batch_id: made of its idempotency key, or a new one; without a shard.
             model: the default model of its jobs.
             tenant: whose it is.
+            is_keyed: whether the id is made of a key, so that the batch may exist.
         """
         if self._only is not None:
             return batch_id
-        for shard, store in self.with_shards():
+        failures = ShardFailures()
+        for place, shard in enumerate(self.list.shards if is_keyed else ()):
             names = [shard.tagged(batch_id), batch_id]
-            known = store.read(exist([_batch_keys(name) for name in names]))
-            for name, is_known in zip(names, known, strict=True):
-                if is_known:
-                    return name
+            with failures.of(shard.name):
+                store = self._at(place)
+                known = store.read(exist([_batch_keys(name) for name in names]))
+                for name, is_known in zip(names, known, strict=True):
+                    if is_known:
+                        return name
+        failures.check()  # the batch may be in a shard that is away
         return self.list.of_work(model, tenant).tagged(batch_id)
 
     def _placed(self, jobs: Sequence[NewJob]) -> list[tuple[int, NewJob]]:
@@ -217,7 +248,7 @@ class Shards:
         placed = []
         for number, job in enumerate(jobs):
             if job.batch is not None:
-                (place,) = self._places_of([job.batch.batch_id], _batch_keys)
+                place = self._place_of(job.batch.batch_id, _batch_keys)
             elif number in known:
                 place = known[number]
             else:
@@ -225,6 +256,22 @@ class Shards:
             job_id = self.list.shards[place].tagged(job.job_id)
             placed.append((place, replace(job, job_id=job_id)))
         return placed
+
+    def _by_place(
+        self, job_ids: Sequence[str], failures: ShardFailures | None = None
+    ) -> dict[int, list[str]]:
+        """Return jobs by the place of their shard; those that cannot be looked up are left out.
+
+        Args:
+            job_ids: the jobs.
+            failures: takes the errors of shards in which a job may be; None raises them.
+        """
+        by_place: dict[int, list[str]] = {}
+        places = self._places_of(job_ids, _job_keys, failures)
+        for job_id, place in zip(job_ids, places, strict=True):
+            if place is not None:
+                by_place.setdefault(place, []).append(job_id)
+        return by_place
 
     def _places_of_keys(self, jobs: Sequence[NewJob]) -> dict[int, int]:
         """Return where the idempotency keys of jobs are in use, by the number of the job.
@@ -237,17 +284,37 @@ class Shards:
             if job.idempotency_key is not None and job.batch is None
         ]
         known: dict[int, int] = {}
-        if not keyed:
-            return known
-        for place, store in enumerate(self.every()):
-            ids = store.read(reads.idempotent_jobs([name for _, name in keyed]))
-            for (number, _), job_id in zip(keyed, ids, strict=True):
-                if job_id is not None:
-                    known.setdefault(number, place)
+        failures = ShardFailures()
+        for place, shard in enumerate(self.list.shards if keyed else ()):
+            with failures.of(shard.name):
+                store = self._at(place)
+                ids = store.read(reads.idempotent_jobs([name for _, name in keyed]))
+                for (number, _), job_id in zip(keyed, ids, strict=True):
+                    if job_id is not None:
+                        known.setdefault(number, place)
+        if len(known) < len(keyed):
+            failures.check()  # a key may be in use in a shard that is away
         return known
 
-    def _places_of(self, ids: Sequence[str], keys_of: Callable[[str], Sequence[str]]) -> list[int]:
-        """Return the places of jobs or batches; those whose id names no shard are looked up."""
+    def _place_of(self, some_id: str, keys_of: Callable[[str], Sequence[str]]) -> int:
+        (place,) = self._places_of([some_id], keys_of)
+        assert place is not None
+        return place
+
+    def _places_of(
+        self,
+        ids: Sequence[str],
+        keys_of: Callable[[str], Sequence[str]],
+        failures: ShardFailures | None = None,
+    ) -> list[int | None]:
+        """Return the places of jobs or batches; those whose id names no shard are looked up.
+
+        Args:
+            ids: of jobs or batches.
+            keys_of: returns the keys that exist if one does.
+            failures: takes the errors of shards, and jobs that may be there have None; without it
+                they are raised.
+        """
         places: dict[str, int] = {}
         unnamed = []
         for some_id in ids:
@@ -258,15 +325,21 @@ class Shards:
                 places[some_id] = self._places[name]
             else:
                 raise unknown_shard_error(name, some_id, self.list)
-        for place, store in enumerate(self.every() if unnamed else ()):
-            found = store.read(exist([keys_of(some_id) for some_id in unnamed]))
-            places |= {
-                some_id: place for some_id, is_here in zip(unnamed, found, strict=True) if is_here
-            }
+        found = ShardFailures() if failures is None else failures
+        for place, shard in enumerate(self.list.shards):
             unnamed = [some_id for some_id in unnamed if some_id not in places]
             if not unnamed:
                 break
-        return [places.get(some_id, 0) for some_id in ids]
+            with found.of(shard.name):
+                store = self._at(place)
+                known = store.read(exist([keys_of(some_id) for some_id in unnamed]))
+                both = zip(unnamed, known, strict=True)
+                places |= {some_id: place for some_id, is_here in both if is_here}
+        unknown = [some_id for some_id in unnamed if some_id not in places]
+        if unknown and failures is None:
+            found.check()
+        missing = None if found.names else 0
+        return [places.get(some_id, missing) for some_id in ids]
 
     def _at(self, place: int, *, for_work: bool = False) -> Store:
         self._check(place, for_work=for_work)

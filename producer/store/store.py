@@ -79,6 +79,7 @@ class Store:
         replica_wait: ReplicaWait | None = None,
         key_ring: KeyRing | None = None,
         objects: ObjectStore | None = None,
+        shard_name: str = "",
     ) -> Self:
         """Connect to `redis://`, `rediss://`, `unix://` or `redis+socket://`.
 
@@ -88,8 +89,9 @@ class Store:
             replica_wait: see the class.
             key_ring: see the class.
             objects: see the class.
+            shard_name: of the broker, if it is one of several; errors name it.
         """
-        client = connect(url, timeout_s=timeout_s)
+        client = connect(url, timeout_s=timeout_s, shard_name=shard_name)
         return cls(client, replica_wait=replica_wait, key_ring=key_ring, objects=objects)
 
     def close(self) -> None:

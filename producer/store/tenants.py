@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any, cast
 
@@ -76,6 +76,18 @@ def list_tenants(store: JobStore) -> list[Tenant]:
     ]
 
 
+def joined_tenants(parts: Iterable[Iterable[Tenant]]) -> list[Tenant]:
+    """Return the tenants of all shards, by name: their jobs are summed up.
+
+    Settings are the same in all shards, unless one was away when they changed: the first counts.
+    """
+    found: dict[str, Tenant] = {}
+    for tenant in (each for part in parts for each in part):
+        known = found.get(tenant.name)
+        found[tenant.name] = tenant if known is None else _joined(known, tenant)
+    return [found[name] for name in sorted(found)]
+
+
 def load_tenant(store: JobStore, name: str) -> Tenant:
     """Return one tenant; any valid name is a tenant, with weight 1 and no limits by default.
 
@@ -136,6 +148,17 @@ def set_window(store: JobStore, num_jobs: int) -> None:
     if not 1 <= num_jobs <= MAX_WINDOW_JOBS:
         raise TenantRefused(f"window is {num_jobs}; it must be from 1 to {MAX_WINDOW_JOBS}")
     store.client.set(keys.WINDOW, num_jobs)
+
+
+def _joined(first: Tenant, other: Tenant) -> Tenant:
+    sums = (getattr(first.usage, name) + getattr(other.usage, name) for name in _USAGE_NAMES)
+    has_limits = first.limits != TenantLimits()
+    return Tenant(
+        first.name,
+        first.limits if has_limits else other.limits,
+        TenantUsage(*sums),
+        first.pause or other.pause,
+    )
 
 
 def _check_name(name: str) -> None:

@@ -172,6 +172,28 @@ def test_a_bulk_run_takes_large_prompts_and_results(
     assert len(names_in(folder)) == 2
 
 
+def test_a_line_whose_object_is_missing_fails_by_name_and_the_others_go_on(
+    mill: Mill, client: Client, settings: ProducerSettings, folder: Path, tmp_path: Path
+) -> None:
+    mill.start_worker("w1", **worker_settings(folder))
+    lines, out, errors = (tmp_path / name for name in ("in.jsonl", "out.jsonl", "errors.jsonl"))
+    line = {"prompt": "short", "max_tokens": NUM_TOKENS}
+    lines.write_text("".join(json.dumps({**line, "seed": i}) + "\n" for i in range(3)))
+    options = BulkOptions(lines, out, errors)
+    BulkRun(client._shards, settings, options).run(lambda _: None, lambda _: None)
+    ids = [json.loads(text)["response"]["body"]["id"] for text in out.read_text().splitlines()]
+    (lost,) = folder.glob(f"{ids[1]}.result.*")
+    lost.unlink()
+    out.unlink()
+
+    counts = BulkRun(client._shards, settings, options).run(lambda _: None, lambda _: None)
+
+    assert (counts.completed, counts.failed) == (2, 1)
+    (failed,) = map(json.loads, errors.read_text().splitlines())
+    assert failed["error"]["code"] == "payload_missing"
+    assert ids[1] in failed["error"]["message"]
+
+
 class FirstCallsFail:
     """A file system whose first write and first read fail."""
 

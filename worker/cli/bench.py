@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -14,7 +14,7 @@ import typer
 
 from batchmill.worker.terminal import print_json, print_table
 
-from .broker_connection import resolve_one_broker
+from .broker_connection import open_shards, resolve_broker
 from .chaos import EPILOG as CHAOS_EPILOG
 from .chaos import run_chaos_bench
 from .command_settings import with_setting_flags
@@ -117,23 +117,23 @@ def run_queue_bench(
 ) -> None:
     """Submit jobs and wait for them; the figures include everything that a producer waits for.
 
-    The jobs share the workers with all other jobs in the queue.
+    The jobs share the workers with all other jobs in the queue. With several shards they take turns
+    between them.
     """
     names = _workload_names(workload)
     from batchmill.producer import Client, ProducerSettings
-    from batchmill.producer.store.job_store import JobStore
     from batchmill.worker.bench.queue import bench_queue
 
     settings = ProducerSettings()
     with (
         _broker(broker_url, own_stack=own_stack) as url,
         Client(url) as client,
-        closing(JobStore.from_url(url)) as store,
+        open_shards(url) as stores,
     ):
         served = model or settings.served_name
         rows = bench_queue(
             client,
-            store,
+            stores,
             names,
             model=served,
             vocab_size=vocab_size,
@@ -159,7 +159,7 @@ def _workload_names(workload: list[str] | None) -> list[str]:
 def _broker(broker_url: str | None, *, own_stack: bool) -> Iterator[str]:
     """Yield the URL of the broker to measure; a stack that is started here ends with it."""
     if not own_stack:
-        yield resolve_one_broker(broker_url)
+        yield resolve_broker(broker_url)
         return
     if broker_url is not None:
         raise usage_error("--own-stack starts its own broker: leave out --broker-url")

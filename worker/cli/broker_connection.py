@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 from .errors import CommandError, ExitCode
 
 if TYPE_CHECKING:
-    from batchmill.producer.shard_list import Shard
+    from batchmill.producer.shard_list import Shard, ShardList
+    from batchmill.producer.store.every_shard import EveryShard
     from batchmill.producer.store.job_store import JobStore
 
 #: Names the shard that a command for one broker works with.
@@ -94,14 +95,39 @@ def open_shards(
 
     url = resolve_broker(broker_url)
     shards = read_shard_list(url)
-    # An error names the whole list: which shard a failing call went to is not known here.
     with ExitStack() as stack, _explained(url):
-        stores = [stack.enter_context(_connected(shard.url)) for shard in shards.shards]
+        stores = [stack.enter_context(_connected(each.url, each.name)) for each in shards.shards]
         pairs = list(zip(shards.shards, stores, strict=True))
         if is_checked and shards.only is None:
             for shard, store in pairs:
                 check_shard(store, shard, shards)
         yield pairs
+
+
+@contextmanager
+def open_every_shard(broker_url: str | None) -> Iterator[EveryShard]:
+    """Connect to all shards and try each; or to the one broker, or to that of `BATCHMILL_SHARD`.
+
+    What a command has found is shown before the error that names the shards that failed.
+
+    Raises:
+        BrokerUnavailable: as `open_store`; or some shards failed, at the end.
+        ShardMismatch: a shard belongs to another list.
+        CommandError: as `open_store`.
+    """
+    from batchmill.producer.store.every_shard import JobStores
+
+    if os.environ.get(_SHARD_VARIABLE):
+        broker_url = resolve_one_broker(broker_url)
+    with open_shards(broker_url, is_checked=False) as pairs:
+        found = JobStores(_list_of(pairs), [store for _, store in pairs], part_limit_s=None).look()
+        yield found
+        found.check()
+
+
+def missing(shards: EveryShard) -> dict[str, Sequence[str]]:
+    """Return what a command's JSON says of shards that have failed; nothing without any."""
+    return {"missing_shards": shards.missing} if shards.missing else {}
 
 
 @contextmanager
@@ -111,27 +137,27 @@ def open_store_of(broker_url: str | None, some_id: str) -> Iterator[JobStore]:
     Raises:
         BrokerUnavailable, ShardMismatch, CommandError: as `open_stores`.
     """
-    from batchmill.producer.shard_list import ShardList
-    from batchmill.producer.store.shards import Shards
+    from batchmill.producer.store.every_shard import JobStores
 
-    with open_shards(broker_url) as pairs:
-        stores = [store for _, store in pairs]
-        if len(stores) == 1:
-            yield stores[0]
-            return
-        shards = Shards(ShardList(tuple(shard for shard, _ in pairs)), stores)
+    with open_shards(broker_url, is_checked=False) as pairs:
+        stores = JobStores(_list_of(pairs), [store for _, store in pairs], part_limit_s=None)
         is_batch = some_id.startswith("batch_")
-        found = shards.of_batch(some_id) if is_batch else shards.of_job(some_id)
-        yield next(store for store in stores if store is found)
+        yield stores.of_batch(some_id) if is_batch else stores.of_job(some_id)
+
+
+def _list_of(pairs: Sequence[tuple[Shard, JobStore]]) -> ShardList:
+    from batchmill.producer.shard_list import ShardList
+
+    return ShardList(tuple(shard for shard, _ in pairs))
 
 
 @contextmanager
-def _connected(url: str) -> Iterator[JobStore]:
+def _connected(url: str, shard_name: str = "") -> Iterator[JobStore]:
     from batchmill.producer.store.connection import connect
     from batchmill.producer.store.job_store import JobStore
 
     try:
-        client = connect(url)
+        client = connect(url, shard_name=shard_name)
     except ValueError as error:
         raise CommandError(str(error), code="invalid_settings", exit_code=ExitCode.CONFIG) from None
     store = JobStore(client)
@@ -143,7 +169,7 @@ def _connected(url: str) -> Iterator[JobStore]:
 
 @contextmanager
 def _explained(url: str) -> Iterator[None]:
-    from batchmill.producer.store.reply_errors import broker_errors
+    from batchmill.producer.store.broker_errors import broker_errors
 
     with broker_errors(url):
         yield

@@ -219,8 +219,8 @@ def _run_bulk(options: BulkOptions, url: str, *, as_json: bool) -> int:
     from batchmill.producer import ProducerSettings
     from batchmill.producer.bulk.run import BulkRun
     from batchmill.producer.errors import ResultTimeout
+    from batchmill.producer.store.broker_errors import broker_errors
     from batchmill.producer.store.replication import replica_wait
-    from batchmill.producer.store.reply_errors import broker_errors
     from batchmill.producer.store.shards import Shards
 
     from .bulk_stall import StallWatch

@@ -10,7 +10,7 @@ import typer
 from batchmill.worker.terminal import format_time_ms, print_json, print_table
 
 from .attempt_table import print_history
-from .broker_connection import open_store
+from .broker_connection import missing, open_every_shard
 from .errors import CommandError, ExitCode
 from .options import BrokerUrlOption, JsonOption
 
@@ -39,18 +39,20 @@ def list_dead_letters(
 ) -> None:
     """List dead letters, newest first. Payloads (prompts) are not shown."""
     from batchmill.producer.plural import pluralize
+    from batchmill.producer.store.dead_letters import dead_letters_of_all
 
-    with open_store(broker_url) as store:
-        letters = store.dead_letters(offset=offset, limit=limit)
-        total = store.counts().dead_letters
-    if as_json:
-        print_json({"total": total, "dead_letters": [_letter_fields(letter) for letter in letters]})
-        return
-    print_table(
-        pluralize(total, "dead letter"),
-        ("id", "kind", "reason", "source", "at"),
-        ((x.id, x.kind.value, x.reason, x.source, format_time_ms(x.at_ms)) for x in letters),
-    )
+    with open_every_shard(broker_url) as shards:
+        letters = dead_letters_of_all(shards, offset=offset, limit=limit)
+        total = sum(shards.each(lambda store: store.counts().dead_letters))
+        if as_json:
+            rows = [_letter_fields(letter) for letter in letters]
+            print_json({"total": total, "dead_letters": rows} | missing(shards))
+            return
+        print_table(
+            pluralize(total, "dead letter"),
+            ("id", "kind", "reason", "source", "at"),
+            ((x.id, x.kind.value, x.reason, x.source, format_time_ms(x.at_ms)) for x in letters),
+        )
 
 
 _LetterArgument = Annotated[
@@ -67,10 +69,11 @@ def show_letter(
     """Show a dead letter with the attempts of its job. The payload (a prompt) is not shown."""
     from batchmill.producer.protocol.attempts import num_left_out
 
-    with open_store(broker_url) as store:
-        letter = store.dead_letter(letter_id)
-    if letter is None:
-        raise _unknown_letter_error(letter_id)
+    with open_every_shard(broker_url) as shards:
+        found = shards.find(lambda store: store.dead_letter(letter_id))
+        if found is None:
+            raise _unknown_letter_error(letter_id)
+    _, letter = found
     if as_json:
         print_json(_letter_fields(letter))
         return
@@ -97,8 +100,11 @@ def retry_letter(
     from batchmill.producer.settings import ProducerSettings
     from batchmill.producer.store.dead_letters import retry_dead_letter
 
-    with open_store(broker_url) as store:
-        new_id = retry_dead_letter(store, letter_id, ProducerSettings())
+    with open_every_shard(broker_url) as shards:
+        found = shards.find(lambda store: store.dead_letter(letter_id))
+        if found is None:
+            raise _unknown_letter_error(letter_id)
+        new_id = retry_dead_letter(found[0], letter_id, ProducerSettings())
     if new_id is None:
         raise _unknown_letter_error(letter_id)
     if as_json:
@@ -115,8 +121,8 @@ def drop_letter(
     as_json: JsonOption = False,
 ) -> None:
     """Delete a dead letter. The record of its job stays until it expires."""
-    with open_store(broker_url) as store:
-        if not store.dead_letter_drop(letter_id):
+    with open_every_shard(broker_url) as shards:
+        if shards.find(lambda store: store.dead_letter_drop(letter_id) or None) is None:
             raise _unknown_letter_error(letter_id)
     if as_json:
         print_json({"id": letter_id, "dropped": True})

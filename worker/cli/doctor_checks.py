@@ -3,22 +3,18 @@
 from __future__ import annotations
 
 import importlib.metadata
-import os
 import platform
 import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 from batchmill.producer.install_hint import install_command
 from batchmill.producer.secrets_from_files import find_secret
 
+from .doctor_broker import check_broker
 from .doctor_device import check_device
 from .doctor_findings import Finding, Level
 from .doctor_payloads import check_payloads
-
-if TYPE_CHECKING:
-    from redis import Redis
 
 #: Distributions per extra.
 _PACKAGES = (
@@ -39,7 +35,7 @@ def examine_machine(broker_url: str | None, model: str) -> list[Finding]:
         _check_version,
         _check_python,
         _check_packages,
-        lambda: _check_broker(broker_url),
+        lambda: check_broker(broker_url),
         lambda: _check_model(model),
         check_device,
         _check_cpu_kernels,
@@ -75,78 +71,6 @@ def _check_packages() -> Iterable[Finding]:
         else:
             found = ", ".join(f"{name} {version}" for name, version in versions.items())
             yield Finding(f"packages ({extra})", Level.OK, found)
-
-
-def _check_broker(broker_url: str | None) -> Iterable[Finding]:
-    import redis
-
-    from batchmill.producer.broker_url import find_broker, redact
-    from batchmill.producer.errors import BrokerUnavailable
-    from batchmill.producer.store.connection import connect
-
-    try:
-        url = find_broker(broker_url)
-    except (BrokerUnavailable, ValueError) as error:
-        yield Finding(
-            "broker", Level.PROBLEM, str(error), "run `batchmill up`, or set --broker-url"
-        )
-        return
-    client = connect(url)
-    try:
-        yield from _examine_server(client, redact(url))
-    except redis.RedisError as error:
-        remedy = "start the broker, or correct BATCHMILL_BROKER_URL"
-        yield Finding("broker", Level.PROBLEM, f"{redact(url)}: {error}", remedy)
-    finally:
-        client.close()
-
-
-def _examine_server(client: object, url: str) -> Iterable[Finding]:
-    """Report the version, eviction policy and persistence of a server that replies."""
-    import redis
-
-    assert isinstance(client, redis.Redis)
-    info = client.info()
-    assert isinstance(info, dict)
-    name = "Valkey" if "valkey_version" in info else "Redis"
-    version = str(info.get("valkey_version", info["redis_version"]))
-    yield Finding("broker", Level.OK, f"{name} {version} at {url}")
-    policy = info.get("maxmemory_policy", "unknown")
-    if policy != "noeviction":
-        remedy = "set maxmemory-policy noeviction: any other policy may drop jobs silently"
-        yield Finding("broker memory", Level.PROBLEM, f"maxmemory-policy is {policy}", remedy)
-    yield from _examine_replicas(info)
-    yield from _examine_inbox(client)
-    if not info.get("aof_enabled"):
-        remedy = "set appendonly yes, or accept that a crash of the broker loses jobs"
-        yield Finding("broker persistence", Level.WARNING, "appendonly is off", remedy)
-
-
-def _examine_replicas(info: Mapping[str, Any]) -> Iterable[Finding]:
-    """Report whether the broker has the replicas that `BATCHMILL_BROKER_MIN_REPLICAS` asks for."""
-    from batchmill.producer.plural import pluralize
-
-    text = os.environ.get("BATCHMILL_BROKER_MIN_REPLICAS") or "0"
-    num_replicas = int(info.get("connected_slaves", 0))
-    if text.isdecimal() and num_replicas < int(text):
-        found = (
-            f"BATCHMILL_BROKER_MIN_REPLICAS is {text}, and the broker has "
-            f"{pluralize(num_replicas, 'replica')}"
-        )
-        remedy = "start replicas, or lower the setting: until then each submit raises NotReplicated"
-        yield Finding("broker replicas", Level.PROBLEM, found, remedy)
-
-
-def _examine_inbox(client: Redis) -> Iterable[Finding]:
-    """Warn if documents wait in the inbox and no worker runs to take them."""
-    from batchmill.producer.plural import pluralize
-    from batchmill.producer.store.job_store import JobStore
-
-    store = JobStore(client)
-    num_documents = store.counts().inbox
-    if num_documents and not store.list_workers():
-        found = f"{pluralize(num_documents, 'document')} waiting, and no worker runs to take them"
-        yield Finding("inbox", Level.WARNING, found, "start a worker: batchmill worker")
 
 
 def _check_model(model: str) -> Iterable[Finding]:

@@ -10,13 +10,13 @@ import typer
 
 from batchmill.worker.terminal import format_time_ms, print_json, print_table
 
-from .broker_connection import open_store
+from .broker_connection import missing, open_every_shard
 from .errors import CommandError, ExitCode, usage_error
 from .options import BrokerUrlOption, JsonOption
 
 if TYPE_CHECKING:
     from batchmill.producer.store.api_keys import ApiKey
-    from batchmill.producer.store.job_store import JobStore
+    from batchmill.producer.store.every_shard import EveryShard
 
 _group = typer.Typer(help="API keys of the gateway.", no_args_is_help=True)
 _PER_MINUTE = "per minute; without it there is no limit."
@@ -28,13 +28,13 @@ def add_key_commands(app: typer.Typer) -> None:
 
 
 @contextmanager
-def _key_store(broker_url: str | None) -> Iterator[JobStore]:
-    """Connect to the broker; an invalid field becomes a usage error."""
+def _every_shard(broker_url: str | None) -> Iterator[EveryShard]:
+    """Connect to all shards, each of which has all keys; an invalid field is a usage error."""
     from batchmill.producer.errors import ApiKeyRefused
 
-    with open_store(broker_url) as store:
+    with open_every_shard(broker_url) as shards:
         try:
-            yield store
+            yield shards
         except ApiKeyRefused as error:
             raise usage_error(str(error)) from None
 
@@ -74,11 +74,10 @@ def create(
 
     Once a key exists, the gateway refuses requests without one.
     """
-    from batchmill.producer.store.api_keys import create_api_key
+    from batchmill.producer.store.api_keys import make_api_key, put_api_key
 
-    with _key_store(broker_url) as store:
-        key, secret = create_api_key(
-            store,
+    with _every_shard(broker_url) as shards:
+        key, secret = make_api_key(
             name,
             tenant=tenant,
             scopes=tuple(scope or ("submit", "read")),
@@ -87,29 +86,37 @@ def create(
             requests_per_minute=requests_per_minute,
             tokens_per_minute=tokens_per_minute,
         )
-    if as_json:
-        print_json({**key.model_dump(mode="json"), "secret": secret})
-    else:
-        print(f"{secret}\n\nThis is {key.id} of tenant {key.tenant}. Keep the line above: it is ")
-        print("not stored, and cannot be shown again.")
+        if not shards.named(lambda store: put_api_key(store, key, secret)):
+            return
+        if as_json:
+            print_json({**key.model_dump(mode="json"), "secret": secret} | missing(shards))
+        else:
+            print(f"{secret}\n\nThis is {key.id} of tenant {key.tenant}. Keep the line above: it")
+            print("is not stored, and cannot be shown again.")
 
 
 @_group.command("list", epilog="Example:\n\n  batchmill keys list --json")
 def list_keys(broker_url: BrokerUrlOption = None, as_json: JsonOption = False) -> None:
     """List all API keys, without their secrets."""
     from batchmill.producer.plural import pluralize
-    from batchmill.producer.store.api_keys import list_api_keys
+    from batchmill.producer.store.api_keys import joined_api_keys, list_api_keys
 
-    with _key_store(broker_url) as store:
-        found = list_api_keys(store)
-    if as_json:
-        print_json({"keys": [key.model_dump(mode="json") for key in found]})
-        return
-    print_table(
-        pluralize(len(found), "API key"),
-        ("id", "name", "begins with", "tenant", "rights", "models", "class", "limits", "state"),
-        map(_row, found),
-    )
+    with _every_shard(broker_url) as shards:
+        found = joined_api_keys(dict(shards.named(list_api_keys)))
+        if as_json:
+            rows = [
+                key.model_dump(mode="json") | ({"differs_in": names} if names else {})
+                for key, names in found
+            ]
+            print_json({"keys": rows} | missing(shards))
+            return
+        print_table(
+            pluralize(len(found), "API key"),
+            ("id", "name", "begins with", "tenant", "rights", "models", "class", "limits", "state"),
+            (_row(key, names) for key, names in found),
+        )
+        if any(names for _, names in found):
+            print("Where keys differ: batchmill shards copy-settings SHARD, or revoke them again")
 
 
 @_group.command("revoke", epilog="Example:\n\n  batchmill keys revoke key_0123456789abcdef")
@@ -121,21 +128,24 @@ def revoke(
     """Refuse an API key from the next request on. Its jobs continue."""
     from batchmill.producer.store.api_keys import revoke_api_key
 
-    with _key_store(broker_url) as store:
-        key = revoke_api_key(store, key_id)
-    if key is None:
-        raise CommandError(
-            f"API key {key_id!r} does not exist: `batchmill keys list` shows all",
-            code="unknown_api_key",
-            exit_code=ExitCode.NOT_FOUND,
-        )
-    if as_json:
-        print_json(key.model_dump(mode="json"))
-    else:
-        print(f"{key.id} ({key.name}) is revoked.")
+    with _every_shard(broker_url) as shards:
+        parts = shards.named(lambda store: revoke_api_key(store, key_id))
+        key = next((key for _, key in parts if key is not None), None)
+        if key is None:
+            shards.check()
+            raise CommandError(
+                f"API key {key_id!r} does not exist: `batchmill keys list` shows all",
+                code="unknown_api_key",
+                exit_code=ExitCode.NOT_FOUND,
+            )
+        if as_json:
+            print_json(key.model_dump(mode="json") | missing(shards))
+        else:
+            where = f" in {', '.join(name for name, _ in parts)}" if shards.missing else ""
+            print(f"{key.id} ({key.name}) is revoked{where}.")
 
 
-def _row(key: ApiKey) -> list[object]:
+def _row(key: ApiKey, differs_in: list[str]) -> list[object]:
     limits = [
         f"{limit} {unit}/min"
         for limit, unit in (
@@ -154,5 +164,6 @@ def _row(key: ApiKey) -> list[object]:
         ", ".join(key.models) or "all",
         key.highest_class,
         ", ".join(limits) or "none",
-        "valid" if revoked is None else f"revoked {format_time_ms(revoked)}",
+        ("valid" if revoked is None else f"revoked {format_time_ms(revoked)}")
+        + (f", differs in {', '.join(differs_in)}" if differs_in else ""),
     ]

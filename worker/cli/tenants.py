@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated, Any
@@ -11,11 +11,12 @@ import typer
 
 from batchmill.worker.terminal import format_time_ms, print_json, print_table
 
-from .broker_connection import open_store
+from .broker_connection import missing, open_every_shard
 from .errors import usage_error
 from .options import BrokerUrlOption, JsonOption
 
 if TYPE_CHECKING:
+    from batchmill.producer.store.every_shard import EveryShard
     from batchmill.producer.store.job_store import JobStore
     from batchmill.producer.store.tenants import Tenant
 
@@ -29,13 +30,13 @@ def add_tenant_commands(app: typer.Typer) -> None:
 
 
 @contextmanager
-def _tenant_store(broker_url: str | None) -> Iterator[JobStore]:
-    """Connect to the broker; an invalid name or number becomes a usage error."""
+def _every_shard(broker_url: str | None) -> Iterator[EveryShard]:
+    """Connect to all shards; an invalid name or number becomes a usage error."""
     from batchmill.producer.errors import TenantRefused
 
-    with open_store(broker_url) as store:
+    with open_every_shard(broker_url) as shards:
         try:
-            yield store
+            yield shards
         except TenantRefused as error:
             raise usage_error(str(error)) from None
 
@@ -48,14 +49,14 @@ def _tenant_store(broker_url: str | None) -> Iterator[JobStore]:
 def list_all_tenants(broker_url: BrokerUrlOption = None, as_json: JsonOption = False) -> None:
     """List tenants that have waiting jobs, a weight or limits."""
     from batchmill.producer.plural import pluralize
-    from batchmill.producer.store.tenants import list_tenants
+    from batchmill.producer.store.tenants import joined_tenants, list_tenants
 
-    with _tenant_store(broker_url) as store:
-        tenants = list_tenants(store)
-    if as_json:
-        print_json({"tenants": [asdict(tenant) for tenant in tenants]})
-    else:
-        _print_tenants(pluralize(len(tenants), "tenant"), tenants)
+    with _every_shard(broker_url) as shards:
+        tenants = joined_tenants(shards.each(list_tenants))
+        if as_json:
+            print_json({"tenants": [asdict(tenant) for tenant in tenants]} | missing(shards))
+        else:
+            _print_tenants(pluralize(len(tenants), "tenant"), tenants)
 
 
 @_group.command("show", epilog="Example:\n\n  batchmill tenants show acme --json")
@@ -65,8 +66,8 @@ def show_tenant(
     """Show the waiting jobs, weight and limits of a tenant."""
     from batchmill.producer.store.tenants import load_tenant
 
-    with _tenant_store(broker_url) as store:
-        _print_tenant(load_tenant(store, name), as_json=as_json)
+    with _every_shard(broker_url) as shards:
+        _print_tenant(shards, shards.each(lambda store: load_tenant(store, name)), as_json=as_json)
 
 
 @_group.command(
@@ -101,8 +102,9 @@ def set_tenant_limits(
     changes = {field: value for field, value in given.items() if value is not None}
     if not changes:
         raise usage_error("nothing to set: give --weight, --max-jobs, --max-bytes or --max-tokens")
-    with _tenant_store(broker_url) as store:
-        _print_tenant(set_tenant(store, name, changes), as_json=as_json)
+    with _every_shard(broker_url) as shards:
+        changed = shards.each(lambda store: set_tenant(store, name, changes))
+        _print_tenant(shards, changed, as_json=as_json)
 
 
 @_group.command("unset", epilog="Example:\n\n  batchmill tenants unset acme")
@@ -112,9 +114,12 @@ def unset_tenant_limits(
     """Remove a tenant's weight and limits: it then has weight 1 and no limits."""
     from batchmill.producer.store.tenants import load_tenant, unset_tenant
 
-    with _tenant_store(broker_url) as store:
+    def unset(store: JobStore) -> Tenant:
         unset_tenant(store, name)
-        _print_tenant(load_tenant(store, name), as_json=as_json)
+        return load_tenant(store, name)
+
+    with _every_shard(broker_url) as shards:
+        _print_tenant(shards, shards.each(unset), as_json=as_json)
 
 
 @_group.command(
@@ -136,20 +141,30 @@ def show_or_set_window(
     """
     from batchmill.producer.store.tenants import read_window, set_window
 
-    with _tenant_store(broker_url) as store:
+    def set_and_read(store: JobStore) -> int:
         if num_jobs is not None:
             set_window(store, num_jobs)
-        number = read_window(store)
-    if as_json:
-        print_json({"window": number})
-    else:
-        print(number)
+        return read_window(store)
+
+    with _every_shard(broker_url) as shards:
+        by_shard = dict(shards.named(set_and_read))
+        numbers = sorted(set(by_shard.values()))
+        if as_json and numbers:
+            differing = {"windows": by_shard} if len(numbers) > 1 else {}
+            print_json({"window": numbers[0]} | differing | missing(shards))
+        elif len(numbers) == 1:
+            print(numbers[0])
+        else:  # a shard was away when it was set
+            print("\n".join(f"{number} in shard {name}" for name, number in by_shard.items()))
 
 
-def _print_tenant(tenant: Tenant, *, as_json: bool) -> None:
-    if as_json:
-        print_json(asdict(tenant))
-    else:
+def _print_tenant(shards: EveryShard, parts: Sequence[Tenant], *, as_json: bool) -> None:
+    from batchmill.producer.store.tenants import joined_tenants
+
+    for tenant in joined_tenants([each] for each in parts):
+        if as_json:
+            print_json(asdict(tenant) | missing(shards))
+            continue
         _print_tenants(f"Tenant {tenant.name}", [tenant])
 
 

@@ -12,7 +12,7 @@ import typer
 
 from batchmill.worker.terminal import print_json, print_table
 
-from .broker_connection import open_store
+from .broker_connection import open_every_shard
 from .errors import usage_error
 from .moments import parse_moment
 from .options import BrokerUrlOption, JsonOption
@@ -74,8 +74,10 @@ def show_usage(
         read = usage_sums(first, last)
     except ValueError as error:
         raise usage_error(str(error)) from None
-    with open_store(broker_url) as store:
-        found = store.read(read)
+    with open_every_shard(broker_url) as shards:
+        parts = shards.each(lambda store: store.read(read))
+    # Sums without a shard are not shown: they would be wrong.
+    found = [each for part in parts for each in part]
     wanted = {"tenant": tenant, "key": key, "model": model}
     sums = grouped((each for each in found if _has(each, wanted)), labels)
     if as_json:

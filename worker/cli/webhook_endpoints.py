@@ -9,7 +9,7 @@ import typer
 
 from batchmill.worker.terminal import format_time_ms, print_json, print_table
 
-from .broker_connection import open_store
+from .broker_connection import missing, open_every_shard
 from .errors import CommandError, ExitCode
 from .options import BrokerUrlOption, JsonOption
 
@@ -41,15 +41,19 @@ def list_endpoints(
     A failing endpoint has failed several times in a row: one event at a time is tried.
     """
     from batchmill.producer.plural import pluralize
-    from batchmill.producer.store.endpoints import Endpoints
+    from batchmill.producer.store.endpoints import Endpoints, joined_endpoints
 
-    with open_store(broker_url) as store:
-        endpoints, num_left_out = Endpoints(store).page(limit=limit)
-    if as_json:
-        print_json({"endpoints": [asdict(x) for x in endpoints], "num_left_out": num_left_out})
-        return
-    more = f", {num_left_out} more (--limit)" if num_left_out else ""
-    print_endpoints(pluralize(len(endpoints), "endpoint") + more, endpoints)
+    with open_every_shard(broker_url) as shards:
+        parts = shards.each(lambda store: Endpoints(store).page(limit=limit))
+        joined = joined_endpoints(found for found, _ in parts)
+        endpoints = joined[:limit]
+        num_left_out = sum(number for _, number in parts) + len(joined) - len(endpoints)
+        if as_json:
+            rows = [asdict(x) for x in endpoints]
+            print_json({"endpoints": rows, "num_left_out": num_left_out} | missing(shards))
+            return
+        more = f", {num_left_out} more (--limit)" if num_left_out else ""
+        print_endpoints(pluralize(len(endpoints), "endpoint") + more, endpoints)
 
 
 def print_endpoints(title: str, endpoints: list[Endpoint]) -> None:
@@ -90,20 +94,24 @@ def enable_endpoint(
     from batchmill.producer.plural import pluralize
     from batchmill.producer.store.endpoints import Endpoints
 
-    with open_store(broker_url) as store:
-        endpoints = Endpoints(store)
-        if not endpoints.enable(url, tenant=tenant):
+    with open_every_shard(broker_url) as shards:
+        if not any(shards.each(lambda store: Endpoints(store).enable(url, tenant=tenant))):
+            shards.check()
             raise CommandError(
                 f"{url!r} of tenant {tenant} is not disabled; `batchmill webhooks endpoints` shows "
                 "those that are",
                 code="unknown_endpoint",
                 exit_code=ExitCode.NOT_FOUND,
             )
-        num_events = endpoints.redeliver_all(url, tenant=tenant) if with_events else 0
-    if as_json:
-        print_json({"endpoint": url, "tenant": tenant, "num_redelivered": num_events})
-    else:
-        print(f"{url} is enabled; {pluralize(num_events, 'event')} will be sent again")
+        num_events = 0
+        if with_events:
+            again = shards.each(lambda store: Endpoints(store).redeliver_all(url, tenant=tenant))
+            num_events = sum(again)
+        if as_json:
+            shown = {"endpoint": url, "tenant": tenant, "num_redelivered": num_events}
+            print_json(shown | missing(shards))
+        else:
+            print(f"{url} is enabled; {pluralize(num_events, 'event')} will be sent again")
 
 
 def disable_endpoint(
@@ -115,9 +123,10 @@ def disable_endpoint(
     """Disable an endpoint: its waiting and later events become dead letters without an attempt."""
     from batchmill.producer.store.endpoints import Endpoints
 
-    with open_store(broker_url) as store:
-        changed = Endpoints(store).disable(url, tenant=tenant)
-    if as_json:
-        print_json({"endpoint": url, "tenant": tenant, "changed": changed})
-    else:
-        print(f"{url} is disabled" if changed else f"{url} was disabled already")
+    with open_every_shard(broker_url) as shards:
+        outcomes = shards.each(lambda store: Endpoints(store).disable(url, tenant=tenant))
+        if as_json:
+            shown = {"endpoint": url, "tenant": tenant, "changed": any(outcomes)}
+            print_json(shown | missing(shards))
+        elif outcomes:
+            print(f"{url} is disabled" if any(outcomes) else f"{url} was disabled already")

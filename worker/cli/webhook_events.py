@@ -10,7 +10,7 @@ import typer
 
 from batchmill.worker.terminal import format_time_ms, print_json, print_table
 
-from .broker_connection import open_store
+from .broker_connection import missing, open_every_shard
 from .errors import CommandError, ExitCode
 from .options import BrokerUrlOption, JsonOption
 from .webhook_endpoints import print_endpoints
@@ -18,7 +18,8 @@ from .webhook_endpoints import print_endpoints
 if TYPE_CHECKING:
     from batchmill.producer.protocol.outbox import RedeliverStatus
     from batchmill.producer.protocol.records import DeadLetter
-    from batchmill.producer.store.deliveries import Deliveries, EventStatus
+    from batchmill.producer.store.deliveries import EventStatus
+    from batchmill.producer.store.every_shard import EveryShard
     from batchmill.producer.store.job_store import JobStore
 
 _EventOrJob = Annotated[
@@ -61,21 +62,26 @@ def list_events(
     as_json: JsonOption = False,
 ) -> None:
     """List deliveries that were given up, newest first, and disabled endpoints."""
-    with open_store(broker_url) as store:
+    with open_every_shard(broker_url) as shards:
         if waiting:
-            _list_waiting(store, limit, as_json=as_json)
+            _list_waiting(shards, limit, as_json=as_json)
         else:
-            _list_given_up(store, limit, as_json=as_json)
+            _list_given_up(shards, limit, as_json=as_json)
 
 
-def _list_waiting(store: JobStore, limit: int, *, as_json: bool) -> None:
+def _list_waiting(shards: EveryShard, limit: int, *, as_json: bool) -> None:
     from batchmill.producer.plural import pluralize
     from batchmill.producer.store.deliveries import Deliveries
 
-    events, num_left_out = Deliveries(store).waiting(limit=limit)
+    parts = shards.each(lambda store: Deliveries(store).waiting(limit=limit))
+    joined = sorted(
+        (event for events, _ in parts for event in events), key=lambda x: (x.created_at_ms, x.id)
+    )
+    events = joined[:limit]
+    num_left_out = sum(number for _, number in parts) + len(joined) - len(events)
     if as_json:
         rows = [{**_as_json(event), "log": None} for event in events]
-        print_json({"waiting": rows, "num_left_out": num_left_out})
+        print_json({"waiting": rows, "num_left_out": num_left_out} | missing(shards))
         return
     more = f", {num_left_out} more (--limit)" if num_left_out else ""
     print(f"{pluralize(len(events), 'webhook')} waiting{more}")
@@ -87,16 +93,19 @@ def _list_waiting(store: JobStore, limit: int, *, as_json: bool) -> None:
     _print_remedies((event.last_error, event.url) for event in events)
 
 
-def _list_given_up(store: JobStore, limit: int, *, as_json: bool) -> None:
+def _list_given_up(shards: EveryShard, limit: int, *, as_json: bool) -> None:
     from batchmill.producer.plural import pluralize
     from batchmill.producer.protocol.records import DeadLetterKind
-    from batchmill.producer.store.endpoints import Endpoints
+    from batchmill.producer.store.dead_letters import dead_letters_of_all
+    from batchmill.producer.store.endpoints import Endpoints, joined_endpoints
 
-    endpoints = Endpoints(store).disabled()
-    letters = [x for x in store.dead_letters(limit=limit) if x.kind is DeadLetterKind.WEBHOOK]
-    rows = [_given_up(letter) for letter in letters]
+    disabled = joined_endpoints(shards.each(lambda store: Endpoints(store).disabled()))
+    endpoints = sorted(disabled, key=lambda x: (x.disabled_at_ms or 0, x.url, x.tenant))
+    letters = dead_letters_of_all(shards, offset=0, limit=limit)
+    rows = [_given_up(x) for x in letters if x.kind is DeadLetterKind.WEBHOOK]
     if as_json:
-        print_json({"webhooks": rows, "disabled_endpoints": [asdict(x) for x in endpoints]})
+        shown = [asdict(x) for x in endpoints]
+        print_json({"webhooks": rows, "disabled_endpoints": shown} | missing(shards))
         return
     print(f"{pluralize(len(rows), 'webhook')} given up")
     print_table(
@@ -167,10 +176,10 @@ def show_events(
     """
     from batchmill.producer.store.deliveries import Deliveries
 
-    with open_store(broker_url) as store:
-        deliveries = Deliveries(store)
-        event = deliveries.event(event_or_job)
-        events = [event] if event is not None else _events_of(deliveries, event_or_job)
+    with open_every_shard(broker_url) as shards:
+        found_event = shards.find(lambda store: Deliveries(store).event(event_or_job))
+        event = None if found_event is None else found_event[1]
+        events = [event] if event is not None else _events_of(shards, event_or_job)
     if as_json:
         found = [_as_json(each) for each in events]
         print_json(found[0] if event is not None else {"id": event_or_job, "events": found})
@@ -223,11 +232,10 @@ def redeliver_event(
     """
     from batchmill.producer.store.deliveries import Deliveries
 
-    with open_store(broker_url) as store:
-        deliveries = Deliveries(store)
-        event = deliveries.event(event_or_job)
-        events = [event] if event is not None else _end_events(deliveries, event_or_job)
-        outcomes = [(each, store.outbox_redeliver(each.id)) for each in events]
+    with open_every_shard(broker_url) as shards:
+        found = shards.find(lambda store: Deliveries(store).event(event_or_job))
+        events = [found[1]] if found is not None else _end_events(shards, event_or_job)
+        outcomes = [(each, _redelivered(shards, each.id)) for each in events]
     for each, status in outcomes:
         _raise_unless_sent(each, status)
     if as_json:
@@ -237,6 +245,17 @@ def redeliver_event(
     for each, status in outcomes:
         waits = status.value == "PENDING"
         print(f"{each.id} {'is already waiting for delivery' if waits else 'will be sent again'}")
+
+
+def _redelivered(shards: EveryShard, event_id: str) -> RedeliverStatus:
+    from batchmill.producer.protocol.outbox import RedeliverStatus
+
+    def redeliver(store: JobStore) -> RedeliverStatus | None:
+        status = store.outbox_redeliver(event_id)
+        return None if status is RedeliverStatus.UNKNOWN else status
+
+    found = shards.find(redeliver)
+    return RedeliverStatus.UNKNOWN if found is None else found[1]
 
 
 def _raise_unless_sent(event: EventStatus, status: RedeliverStatus) -> None:
@@ -257,19 +276,27 @@ def _raise_unless_sent(event: EventStatus, status: RedeliverStatus) -> None:
         )
 
 
-def _events_of(deliveries: Deliveries, given: str) -> Sequence[EventStatus]:
+def _events_of(shards: EveryShard, given: str) -> Sequence[EventStatus]:
     """Return the events of a job or batch, or the latest ones for a receiver.
 
     Raises:
         CommandError: there are none.
     """
-    is_receiver = given.startswith("we_")
-    if not (events := deliveries.of_receiver(given) if is_receiver else deliveries.of_job(given)):
+    from batchmill.producer.store.deliveries import Deliveries
+
+    if not given.startswith("we_"):
+        found = shards.find(lambda store: Deliveries(store).of_job(given) or None)
+        events = [] if found is None else found[1]
+    else:  # each shard has the events of its jobs
+        parts = shards.each(lambda store: Deliveries(store).of_receiver(given))
+        joined = (event for part in parts for event in part)
+        events = sorted(joined, key=lambda event: (event.created_at_ms, event.id))
+    if not events:
         raise _no_event(given)
     return events
 
 
-def _end_events(deliveries: Deliveries, given: str) -> Sequence[EventStatus]:
+def _end_events(shards: EveryShard, given: str) -> Sequence[EventStatus]:
     """Return the events of the latest end of a job or batch, or the latest one for a receiver.
 
     Raises:
@@ -277,7 +304,7 @@ def _end_events(deliveries: Deliveries, given: str) -> Sequence[EventStatus]:
     """
     from batchmill.producer.store.deliveries import END_EVENTS
 
-    events = _events_of(deliveries, given)
+    events = _events_of(shards, given)
     if given.startswith("we_"):
         return events[-1:]
     job_id = given

@@ -11,12 +11,12 @@ import typer
 
 from batchmill.worker.terminal import format_time_ms, print_json, print_table
 
-from .broker_connection import open_store
+from .broker_connection import missing, open_every_shard
 from .errors import CommandError, ExitCode, usage_error
 from .options import BrokerUrlOption, JsonOption
 
 if TYPE_CHECKING:
-    from batchmill.producer.store.job_store import JobStore
+    from batchmill.producer.store.every_shard import EveryShard
     from batchmill.producer.store.receivers import Receiver
     from batchmill.producer.webhook.target import TargetPolicy
 
@@ -34,13 +34,13 @@ def add_receiver_commands(group: typer.Typer) -> None:
 
 
 @contextmanager
-def _receiver_store(broker_url: str | None) -> Iterator[JobStore]:
-    """Connect to the broker; an invalid field becomes a usage error."""
+def _every_shard(broker_url: str | None) -> Iterator[EveryShard]:
+    """Connect to all shards, each of which has all receivers; an invalid field is a usage error."""
     from batchmill.producer.errors import ReceiverRefused
 
-    with open_store(broker_url) as store:
+    with open_every_shard(broker_url) as shards:
         try:
-            yield store
+            yield shards
         except ReceiverRefused as error:
             raise usage_error(str(error)) from None
 
@@ -66,15 +66,18 @@ def create(
     """
     from batchmill.producer.store import receivers
 
-    with _receiver_store(broker_url) as store:
+    with _every_shard(broker_url) as shards:
         receiver, secret = receivers.make_receiver(name, url, event_type, _policy())
-        value = receivers.new_secret_value(secret)
-        if not store.run(receivers.create_receiver(tenant, receiver, value)):
+        call = receivers.create_receiver(tenant, receiver, receivers.new_secret_value(secret))
+        were_stored = shards.each(lambda store: store.run(call))
+        if not all(were_stored):
+            shards.each(lambda store: store.read(receivers.delete_receiver(tenant, receiver.id)))
             raise usage_error(
                 f"tenant {tenant} has {receivers.MAX_RECEIVERS} receivers, which is the limit; "
                 "delete one"
             )
-    _print_secret(receiver, secret, as_json=as_json)
+        if were_stored:
+            _print_secret(shards, receiver, secret, as_json=as_json)
 
 
 @_group.command("list", epilog="Example:\n\n  batchmill webhooks receivers list --tenant acme")
@@ -83,15 +86,16 @@ def list_receivers(
 ) -> None:
     """List the receivers of a tenant, newest first."""
     from batchmill.producer.plural import pluralize
-    from batchmill.producer.store.receivers import load_receivers
+    from batchmill.producer.store.receivers import joined_receivers, load_receivers
 
-    with _receiver_store(broker_url) as store:
-        found = store.read(load_receivers(tenant))
-    if as_json:
-        print_json({"receivers": [receiver.model_dump(mode="json") for receiver in found]})
-        return
-    columns = ("id", "name", "url", "event types", "secret", "created")
-    print_table(pluralize(len(found), "receiver"), columns, map(_row, found))
+    with _every_shard(broker_url) as shards:
+        found = joined_receivers(shards.each(lambda store: store.read(load_receivers(tenant))))
+        if as_json:
+            rows = [receiver.model_dump(mode="json") for receiver in found]
+            print_json({"receivers": rows} | missing(shards))
+            return
+        columns = ("id", "name", "url", "event types", "secret", "created")
+        print_table(pluralize(len(found), "receiver"), columns, map(_row, found))
 
 
 @_group.command(
@@ -114,11 +118,11 @@ def update(
 
     given = {"name": name, "url": url, "event_types": tuple(event_type or ()) or None}
     changes = {field: value for field, value in given.items() if value is not None}
-    with _receiver_store(broker_url) as store:
-        receiver, _ = _find(store, tenant, receiver_id)
+    with _every_shard(broker_url) as shards:
+        receiver, _ = _find(shards, tenant, receiver_id)
         changed = receivers.changed_receiver(receiver, changes, _policy())
-        store.read(receivers.put_receiver(tenant, changed))
-    _print(changed, f"{changed.id} is updated", as_json=as_json)
+        shards.each(lambda store: store.read(receivers.put_receiver(tenant, changed)))
+        _print(shards, changed, f"{changed.id} is updated", as_json=as_json)
 
 
 @_group.command("delete", epilog="Example:\n\n  batchmill webhooks receivers delete we_0123")
@@ -131,10 +135,10 @@ def delete(
     """Delete a receiver. Events that wait for it become dead letters."""
     from batchmill.producer.store.receivers import delete_receiver
 
-    with _receiver_store(broker_url) as store:
-        receiver, _ = _find(store, tenant, receiver_id)
-        store.read(delete_receiver(tenant, receiver.id))
-    _print(receiver, f"{receiver.id} is deleted", as_json=as_json)
+    with _every_shard(broker_url) as shards:
+        receiver, _ = _find(shards, tenant, receiver_id)
+        shards.each(lambda store: store.read(delete_receiver(tenant, receiver.id)))
+        _print(shards, receiver, f"{receiver.id} is deleted", as_json=as_json)
 
 
 @_group.command(
@@ -152,12 +156,13 @@ def rotate(
     """Give a receiver a new signing secret and print it, which is shown only now."""
     from batchmill.producer.store import receivers
 
-    with _receiver_store(broker_url) as store:
-        receiver, secrets = _find(store, tenant, receiver_id)
+    with _every_shard(broker_url) as shards:
+        receiver, secrets = _find(shards, tenant, receiver_id)
         overlap_s = receivers.OVERLAP_S if keep_old else 0
         changed, secret, value = receivers.rotated(receiver, secrets, overlap_s=overlap_s)
-        store.run(receivers.put_secrets(tenant, changed, value))
-    _print_secret(changed, secret, as_json=as_json)
+        call = receivers.put_secrets(tenant, changed, value)
+        shards.each(lambda store: store.run(call))
+        _print_secret(shards, changed, secret, as_json=as_json)
 
 
 @_group.command(
@@ -178,8 +183,8 @@ def send_test(
 
     if event_type not in EVENT_TYPES:
         raise usage_error(f"TYPE must be one of {', '.join(EVENT_TYPES)}")
-    with _receiver_store(broker_url) as store:
-        receiver, secrets = _find(store, tenant, receiver_id)
+    with _every_shard(broker_url) as shards:
+        receiver, secrets = _find(shards, tenant, receiver_id)
     own = valid_secrets(secrets)
     outcome = asyncio.run(send_sample(receiver.url, event_type, _policy(), own))
     text = "delivered" if outcome.delivered else "not delivered"
@@ -200,10 +205,10 @@ def _policy() -> TargetPolicy:
     return ProducerSettings().target_policy
 
 
-def _find(store: JobStore, tenant: str, receiver_id: str) -> tuple[Receiver, str]:
+def _find(shards: EveryShard, tenant: str, receiver_id: str) -> tuple[Receiver, str]:
     from batchmill.producer.store.receivers import find_receiver
 
-    found = store.read(find_receiver(tenant, receiver_id))
+    found = shards.find(lambda store: store.read(find_receiver(tenant, receiver_id)))
     if found is None:
         raise CommandError(
             f"tenant {tenant} has no receiver {receiver_id!r}: `batchmill webhooks receivers list` "
@@ -211,19 +216,20 @@ def _find(store: JobStore, tenant: str, receiver_id: str) -> tuple[Receiver, str
             code="unknown_receiver",
             exit_code=ExitCode.NOT_FOUND,
         )
-    return found
+    return found[1]
 
 
-def _print(receiver: Receiver, text: str, *, as_json: bool) -> None:
+def _print(shards: EveryShard, receiver: Receiver, text: str, *, as_json: bool) -> None:
     if as_json:
-        print_json(receiver.model_dump(mode="json"))
+        print_json(receiver.model_dump(mode="json") | missing(shards))
     else:
         print(text)
 
 
-def _print_secret(receiver: Receiver, secret: str, *, as_json: bool) -> None:
+def _print_secret(shards: EveryShard, receiver: Receiver, secret: str, *, as_json: bool) -> None:
     if as_json:
-        print_json({**receiver.model_dump(mode="json"), "signing_secret": secret})
+        shown = {**receiver.model_dump(mode="json"), "signing_secret": secret}
+        print_json(shown | missing(shards))
     else:
         print(f"{secret}\n\nIt signs the events for {receiver.id} ({receiver.url}). Keep the line")
         print("above: the secret is not shown again.")

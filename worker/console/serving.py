@@ -13,7 +13,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import HTMLResponse, RedirectResponse, Response, StreamingResponse
 
 from batchmill.producer.errors import BatchmillError
-from batchmill.producer.store.reply_errors import broker_errors
+from batchmill.producer.store.broker_errors import broker_errors
 from batchmill.worker.gateway.api_errors import ApiError, api_error
 from batchmill.worker.gateway.caller import open_key
 from batchmill.worker.gateway.request_body import body_chunks

@@ -7,7 +7,7 @@ import asyncio
 from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
 
-from batchmill.producer.store.reply_errors import broker_errors
+from batchmill.producer.store.broker_errors import broker_errors
 
 from .serving import ROOT, error_page, page_response, read_form
 from .sessions import COOKIE, sign_in, sign_out

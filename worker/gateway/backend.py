@@ -15,8 +15,8 @@ from batchmill.producer.protocol import keys
 from batchmill.producer.protocol.calls.call import Call, Read
 from batchmill.producer.store.adapters import RegisteredAdapter, read_adapters
 from batchmill.producer.store.async_store import AsyncStore
+from batchmill.producer.store.broker_errors import broker_errors
 from batchmill.producer.store.replication import replica_wait
-from batchmill.producer.store.reply_errors import broker_errors
 
 from .check_turns import CheckTurns
 from .file_store import FileStore

@@ -11,8 +11,8 @@ import uvicorn
 
 from batchmill.producer.protocol import keys
 from batchmill.producer.store.api_keys import store_given_key
+from batchmill.producer.store.broker_errors import broker_errors
 from batchmill.producer.store.job_store import JobStore
-from batchmill.producer.store.reply_errors import broker_errors
 from batchmill.worker.service_errors import GatewayFailed
 
 from .app import Part, build_app

@@ -259,8 +259,43 @@ def test_an_away_shard_stops_only_its_own_jobs(client: Client, fleet: Fleet) -> 
     with Client(away, timeout_s=1) as partly:
         job = partly.submit("p", tenant=TENANT["a"])
         assert partly.status(job.id).tenant == TENANT["a"]
-        with pytest.raises(BrokerUnavailable, match="/nowhere"):
+        with pytest.raises(BrokerUnavailable, match=r"shard 'b', broker at .*/nowhere") as caught:
             partly.submit("p", tenant=TENANT["b"])
+        assert caught.value.shards == ("b",)
+
+
+def test_calls_are_made_in_all_shards_that_reply_and_the_others_are_named(
+    client: Client, fleet: Fleet
+) -> None:
+    ids = submitted(client, 6)
+    client.pause(tenant="acme")
+    away = f"a=unix:///gone b=unix:///nowhere c={fleet.urls['c']}"
+
+    def states() -> list[JobState]:
+        return [client.status(job_id).state for job_id in ids]
+
+    with Client(away, timeout_s=0.5) as partly:
+        with pytest.raises(BrokerUnavailable, match=r"shard 'a'.*gone.*shard 'b'.*/nowhere") as one:
+            partly.cancel_many([*ids[:3], "order-7"])
+        assert one.value.shards == ("a", "b")
+        assert states().count(JobState.CANCELLED) == 1
+        with pytest.raises(BrokerUnavailable, match="the other shards have done it"):
+            partly.cancel_where(tag="x")
+        assert states() == [JobState.QUEUED, JobState.QUEUED, JobState.CANCELLED] * 2
+        with pytest.raises(BrokerUnavailable):
+            partly.resume(tenant="acme")
+        assert not fleet.stores["c"].client.exists(keys.PAUSED)
+
+
+def test_a_key_that_is_in_use_is_found_though_a_shard_is_away(client: Client, fleet: Fleet) -> None:
+    fields: JobFields = {"prompt": "p", "tenant": TENANT["a"], "idempotency_key": "k"}
+    first = client.submit(fields)
+    away = f"a={fleet.urls['a']} b=unix:///nowhere c={fleet.urls['c']}"
+    with Client(away, timeout_s=0.5) as partly:
+        assert partly.submit(fields).id == first.id
+        assert partly.create_batch(["p"], tenant=TENANT["a"]).id.endswith("-a")
+        with pytest.raises(BrokerUnavailable, match="shard 'b'"):  # it may be in use there
+            partly.submit("p", tenant=TENANT["a"], idempotency_key="other")
 
 
 def test_one_url_notes_nothing_and_makes_plain_ids(fleet: Fleet) -> None:
