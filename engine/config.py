@@ -196,6 +196,9 @@ class EngineConfig:
     lora_bytes: int = _integer(1024**3, least=1)
     #: Largest rank of an adapter. Raising it lets larger ones be used, which slow their steps down.
     max_lora_rank: int = _integer(64, least=1)
+    #: Most memory of the features of pictures and sounds that are kept for later requests, bytes.
+    #: Raising it computes fewer of them twice.
+    media_cache_bytes: int = _integer(256 * 1024**2, least=0)
     #: Requests that name no seed get theirs from this one and the request id.
     seed: int = _integer(0)
 

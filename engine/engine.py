@@ -38,7 +38,13 @@ from batchmill.engine.text.chat import Chat
 from batchmill.engine.text.tokenizer import Tokenizer
 
 from .config import EngineConfig
-from .engine_parts import load, make_adapter_pool, make_pipeline, make_scheduler
+from .engine_parts import (
+    load,
+    make_adapter_pool,
+    make_feature_cache,
+    make_pipeline,
+    make_scheduler,
+)
 from .errors import EngineError, RequestError, is_out_of_memory
 
 
@@ -77,7 +83,8 @@ class Engine:
         self._adapters = make_adapter_pool(config, loaded)
         num_blocks = self._kv_cache.num_blocks
         self._scheduler = make_scheduler(config, loaded, num_blocks, self._adapters)
-        self._pipeline = make_pipeline(config, loaded, self._kv_cache)
+        self._feature_cache = make_feature_cache(config, loaded)
+        self._pipeline = make_pipeline(config, loaded, self._kv_cache, self._feature_cache)
         self._overlaps = config.overlaps_on(loaded.model.device.type)
         self._intake = RequestIntake(config, loaded, self._scheduler)
         self._counter = StatsCounter()
@@ -365,7 +372,7 @@ class Engine:
 
     def stats(self) -> EngineStats:
         """Return what the engine has done so far, and its current load."""
-        return self._counter.snapshot(self._scheduler)
+        return self._counter.snapshot(self._scheduler, self._feature_cache)
 
     def _adapter(self, digest: str | None) -> Adapter | None:
         """Return the adapter that a request names.
@@ -470,6 +477,10 @@ class Engine:
         controls = tracker.request.controls
         if controls is not None and controls.is_exhausted:
             self._unfinished.fail(tracker, controls.failure)
+            return
+        media = tracker.request.media
+        if media is not None and media.problem is not None:
+            self._unfinished.fail(tracker, RequestFailure("media_failed", media.problem))
             return
         error = RequestFailure(
             "numerical_error",

@@ -9,6 +9,7 @@ from batchmill.engine.execution.kv_cache_sizing import check_kv_cache_dtype, rec
 from batchmill.engine.execution.step_pipeline import StepPipeline
 from batchmill.engine.loading.load_options import resolve_device
 from batchmill.engine.loading.loading import LoadedModel, load_model
+from batchmill.engine.media.feature_cache import FeatureCache
 from batchmill.engine.memory.kv_cache import KVCache
 from batchmill.engine.models.adapted_layers import lora_sites
 from batchmill.engine.models.decoder import DecoderModel
@@ -97,7 +98,19 @@ def make_scheduler(
     )
 
 
-def make_pipeline(config: EngineConfig, loaded: LoadedModel, kv_cache: KVCache) -> StepPipeline:
+def make_feature_cache(config: EngineConfig, loaded: LoadedModel) -> FeatureCache | None:
+    """Make the cache of the features of media; None if the model takes text only."""
+    if loaded.media is None:
+        return None
+    return FeatureCache(loaded.media, config.media_cache_bytes)
+
+
+def make_pipeline(
+    config: EngineConfig,
+    loaded: LoadedModel,
+    kv_cache: KVCache,
+    feature_cache: FeatureCache | None = None,
+) -> StepPipeline:
     """Make the pipeline that computes the steps.
 
     Raises:
@@ -111,4 +124,5 @@ def make_pipeline(config: EngineConfig, loaded: LoadedModel, kv_cache: KVCache) 
         max_model_len=config.max_model_len,
         decode_graphs=records_decodes(config, model),
         score_head=loaded.score_head,
+        feature_source=feature_cache,
     )

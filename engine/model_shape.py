@@ -25,6 +25,11 @@ class ModelShape:
     state_size: int = field(default=0, repr=False)
 
     @property
+    def uses_grids(self) -> bool:
+        """Whether it rotates the tokens of a picture by time, row and column."""
+        return False
+
+    @property
     def keeps_kv(self) -> bool:
         """Whether it keeps keys and values; an encoder computes each text whole and keeps none."""
         return self.num_layers > 0

@@ -322,6 +322,12 @@ ERROR_CODES: Final = (
         (RECORD,),
     ),
     ErrorCode(
+        "media_failed",
+        "A picture or sound could not be turned into the model's features.",
+        "send another one; if it happens with each, report the model",
+        (RECORD,),
+    ),
+    ErrorCode(
         "numerical_error",
         "The model computed numbers that are not finite for this job.",
         "report the prompt and the model; the same job fails again",

@@ -115,6 +115,7 @@ class _State:
 
     row_ids: Tensor  # [most] int64: its row in `RequestRows`
     positions: Tensor  # [most] int64
+    position_offsets: Tensor  # [most] int64: `PromptMedia.position_offset`
     output_positions: Tensor  # [most] int64: output index of the token being sampled
     is_live: Tensor  # [most] int64: 1, or 0 for padding
     top_k: Tensor  # [most] int64
@@ -135,6 +136,7 @@ class _State:
         return cls(
             row_ids=torch.full((most,), padding_row, dtype=torch.int64, device=device),
             positions=zeros(),
+            position_offsets=zeros(),
             output_positions=zeros(),
             is_live=zeros(),
             top_k=zeros(),
@@ -273,6 +275,7 @@ class DecodeGraphs:
             sample_rows=self._row_indices[:size],
             max_query_len=1,
             max_seq_len=self._max_model_len,
+            rope_positions=self._rope_positions(positions),
         )
         self._model.forward(inputs, self._kv_cache, logits)
         self._is_finite[:size].copy_(torch.isfinite(logits.amax(dim=-1)))
@@ -289,6 +292,11 @@ class DecodeGraphs:
         positions += is_live
         output_positions += is_live
 
+    def _rope_positions(self, positions: Tensor) -> Tensor | None:
+        if not self._model.config.uses_grids:
+            return None
+        return positions + self._state.position_offsets[: len(positions)]
+
     def _load(self, rows: NDArray[np.int64], starts: NDArray[np.int64], size: int) -> None:
         """Upload a batch's rows into the state, with padding after them."""
         table, num_rows = self._rows, len(rows)
@@ -304,6 +312,7 @@ class DecodeGraphs:
         pairs = (
             (state.row_ids, padded(rows, table.num_rows)),
             (state.positions, padded(starts, 0)),
+            (state.position_offsets, padded(table.position_offset[rows], 0)),
             (state.output_positions, padded(starts + 1 - table.num_prompt_tokens[rows], 0)),
             (state.is_live, padded(np.ones_like(rows), 0)),
             (state.top_k, padded(table.top_k[rows], 0)),

@@ -17,6 +17,7 @@ from batchmill.engine.sampling.sampled_tokens import SampledTokens
 from batchmill.engine.sampling.sampler import Sampler
 from batchmill.engine.scheduling.scheduled_batch import ScheduledBatch, StepKind, VerifiedDrafts
 from batchmill.engine.scheduling.speculation import verify_drafts
+from batchmill.engine.step.feature_rows import FeatureSource
 from batchmill.engine.step.request_rows import RequestRows
 from batchmill.engine.step.step_inputs import StepInputBuilder, StepInputs
 
@@ -65,6 +66,7 @@ class StepPipeline:
         max_model_len: int,
         decode_graphs: bool = False,
         score_head: ScoreHead | None = None,
+        feature_source: FeatureSource | None = None,
     ) -> None:
         """Allocate the buffers; on a GPU, compile every kernel that a step may launch.
 
@@ -75,6 +77,7 @@ class StepPipeline:
             max_model_len: Most tokens of one request.
             decode_graphs: Whether to record steps that only decode now, and replay them later.
             score_head: The model's classification head, for pooled requests.
+            feature_source: Has the features of media; None if the model takes none.
 
         Raises:
             EngineError: the steps cannot be recorded.
@@ -85,6 +88,8 @@ class StepPipeline:
             block_size=kv_cache.block_size,
             max_num_blocks=-(-max_model_len // kv_cache.block_size),
             device=model.device,
+            feature_source=feature_source,
+            uses_grids=model.config.uses_grids,
         )
         self._runner = ModelRunner(model, kv_cache, model.device)
         self._sampler = Sampler(model.config.vocab_size, self._rows)

@@ -14,7 +14,6 @@ from batchmill.engine.contract.reasoning import check_budget
 from batchmill.engine.contract.structure_check import TOO_COMPLEX
 from batchmill.engine.errors import RequestError
 from batchmill.engine.loading.loading import LoadedModel
-from batchmill.engine.media.agreement import check_agreement as check_media_agreement
 from batchmill.engine.request.adapter import Adapter
 from batchmill.engine.request.outputs import FinishReason, ResumedTokens
 from batchmill.engine.request.prompt_lookup import PromptLookup
@@ -33,6 +32,7 @@ from batchmill.engine.watermark.key import read_keys
 from batchmill.engine.watermark.noise import WatermarkNoise
 
 from .guiding import add_guide
+from .media_intake import MediaIntake
 from .output_tracker import OutputText, OutputTracker
 from .parallel_sampling import sample_id, sample_seed
 from .tool_use import ToolUse, check_agreement, plan_tool_use
@@ -57,6 +57,7 @@ class RequestIntake:
         self._detokenizer = Detokenizer(loaded.tokenizer.backend)
         # Only the name, because errors go to whoever sent the job.
         self._model_name = Path(config.model).name
+        self._media_intake = MediaIntake(config, loaded)
         self._watermark_keys = read_keys(config.watermark_keys)
         self._structures = StructureCompiler(
             loaded.tokenizer.backend, self._vocab_size, loaded.eos_token_ids
@@ -88,8 +89,12 @@ class RequestIntake:
         """
         check_arguments(request_id, params, SamplingParams, priority, cache_salt)
         self._check_generates()
-        check_media_agreement(prompt, media, (), self._model_name)
-        prompt_token_ids = self._prompt_token_ids(prompt, params)
+        expanded = self._media_intake.expand(prompt, media, params)
+        if expanded is None:
+            prompt_token_ids = self._prompt_token_ids(prompt, params)
+        else:
+            prompt_token_ids = expanded.token_ids
+            self._check_length(prompt_token_ids)
         params = self._with_special_stops(params)
         self._check_vocabulary(params)
         _check_budget(prompt, params)
@@ -109,6 +114,7 @@ class RequestIntake:
                 resumed_token_ids=resumed,
                 cache_salt=cache_salt,
                 adapter=adapter,
+                media=None if expanded is None else expanded.media,
                 controls=controls,
                 scores=scores,
                 drafter=self._drafter(prompt_token_ids, controls, scores),
@@ -182,14 +188,18 @@ class RequestIntake:
             if num_kept == -1:
                 num_kept = max(1, limit - (params.max_tokens or 1))
             token_ids = token_ids[-num_kept:]
-        if len(token_ids) >= limit:
+        self._check_length(token_ids)
+        return token_ids
+
+    def _check_length(self, prompt_token_ids: Sequence[int]) -> None:
+        limit = self._config.max_model_len
+        if len(prompt_token_ids) >= limit:
             raise RequestError(
                 "context_length_exceeded",
-                f"prompt has {len(token_ids)} tokens, max_model_len is {limit} and one token has "
-                "to be left for the output: shorten the prompt, set truncate_prompt_tokens or "
-                "raise max_model_len",
+                f"prompt has {len(prompt_token_ids)} tokens, max_model_len is {limit} and one "
+                "token has to be left for the output: shorten the prompt, set "
+                "truncate_prompt_tokens or raise max_model_len",
             )
-        return token_ids
 
     def _check_generates(self) -> None:
         if not self._generates:

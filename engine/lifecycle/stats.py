@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from itertools import islice
 from typing import NamedTuple
 
+from batchmill.engine.media.feature_cache import FeatureCache
 from batchmill.engine.request.outputs import FinishReason, RequestOutput
 from batchmill.engine.scheduling.scheduled_batch import ScheduledBatch, StepKind
 from batchmill.engine.scheduling.scheduler import Scheduler
@@ -65,6 +66,9 @@ class EngineStats:
     step_time_p50_s: float
     #: 99th percentile of the same.
     step_time_p99_s: float
+    #: Pictures and sounds whose features were computed, and those whose features were in memory.
+    num_encoded_media: int
+    num_found_media: int
     #: Finished requests, by reason. Each sample of a request counts as one, here and above.
     num_finished: dict[FinishReason, int]
 
@@ -149,7 +153,7 @@ class StatsCounter:
             num_draft_tokens=self.num_draft_tokens, num_accepted_tokens=self.num_accepted_tokens
         )
 
-    def snapshot(self, scheduler: Scheduler) -> EngineStats:
+    def snapshot(self, scheduler: Scheduler, features: FeatureCache | None = None) -> EngineStats:
         """Return the totals, with the current state of the scheduler and its block pool."""
         pool = scheduler.block_pool
         times = sorted(step.time_s for step in self.recent_steps)
@@ -172,6 +176,8 @@ class StatsCounter:
             mean_batch_size=self.num_scheduled / self.num_steps if self.num_steps else 0.0,
             step_time_p50_s=quantile(times, 0.5) or 0.0,
             step_time_p99_s=quantile(times, 0.99) or 0.0,
+            num_encoded_media=0 if features is None else features.num_encoded,
+            num_found_media=0 if features is None else features.num_found,
             num_finished=dict(self.num_finished),
         )
 

@@ -17,6 +17,8 @@ from transformers import AutoConfig, PreTrainedConfig
 from batchmill.engine.encoders.config import encoder_family
 from batchmill.engine.encoders.loading import load_encoder
 from batchmill.engine.errors import ModelLoadError, UnsupportedModelError
+from batchmill.engine.media.families import MediaFamily, media_family
+from batchmill.engine.media.model import MediaModel
 from batchmill.engine.memory.device_memory import (
     check_weights_fit,
     dtype_name,
@@ -91,6 +93,8 @@ class LoadedModel:
     pooling: PoolingDefaults = field(default_factory=PoolingDefaults)
     #: Its classification head; None if it has none.
     score_head: ScoreHead | None = None
+    #: Its part for pictures or sounds; None if it takes text only.
+    media: MediaModel | None = None
 
 
 def load_model(
@@ -153,19 +157,38 @@ def _load_folder(folder: Path, options: LoadOptions) -> LoadedModel:
     tokenizer = Tokenizer.from_folder(folder)
     if encoder_family(hf_config.to_dict()) is not None:
         return _load_encoder(folder, hf_config, tokenizer, options)
-    model, computation = _load_computation(folder, hf_config, options)
+    values = hf_config.to_dict()
+    family = None if options.model_impl == "transformers" else media_family(values)
+    if family is not None:
+        values = family.decoder_values(values)
+    model, computation = _load_computation(folder, values, hf_config, options)
+    media = None
+    if family is not None:
+        media = _load_media(family, folder, hf_config, tokenizer, options)
+        computation += f" media {media.settings}"
     return LoadedModel(
         model=model,
         config=model.config,
         tokenizer=tokenizer,
         identity=model_identity(folder, computation, options.dtype),
-        eos_token_ids=read_eos_token_ids(
-            folder, hf_config.to_dict(), tokenizer, model.config.vocab_size
-        ),
+        eos_token_ids=read_eos_token_ids(folder, values, tokenizer, model.config.vocab_size),
         sampling_defaults=sampling_defaults(folder),
         pooling=pooling_defaults(folder),
         score_head=_score_head(model, hf_config),
+        media=media,
     )
+
+
+def _load_media(
+    family: MediaFamily,
+    folder: Path,
+    hf_config: PreTrainedConfig,
+    tokenizer: Tokenizer,
+    options: LoadOptions,
+) -> MediaModel:
+    token_id = getattr(hf_config, family.placeholder_field)
+    (placeholder,) = tokenizer.convert_ids_to_tokens([token_id])
+    return family.load(folder, hf_config, placeholder, options.dtype, options.device)
 
 
 def _load_encoder(
@@ -218,15 +241,20 @@ def _log_loaded(model: str, loaded: LoadedModel, options: LoadOptions, elapsed_s
 
 
 def _load_computation(
-    folder: Path, hf_config: PreTrainedConfig, options: LoadOptions
+    folder: Path, values: dict[str, Any], hf_config: PreTrainedConfig, options: LoadOptions
 ) -> tuple[Model, str]:
     """Load the model that computes logits.
+
+    Args:
+        folder: Its files.
+        values: The configuration of its decoder.
+        hf_config: The configuration of all of it.
+        options: How to load it.
 
     Returns:
         The model, and a description of its computation: all that decides its tokens besides its
         files.
     """
-    values = hf_config.to_dict()
     stored_as = quantization_settings(folder, values)
     scheme = None if stored_as is None else read_scheme(stored_as)
     if scheme is not None:

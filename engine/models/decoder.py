@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 
 import torch
 import torch.nn.functional as F
@@ -26,6 +26,7 @@ from batchmill.kernels.reference.paged_attention_plan import AttentionPlan
 
 from .adapted_layers import StepAdapters, adapt_layers
 from .decoder_layer import DecoderLayer, fused_layer
+from .features import add_deepstack, put_features
 from .feed_forward import (
     ExpertMixture,
     LinearFactory,
@@ -33,7 +34,7 @@ from .feed_forward import (
 from .fp8_weights import check_fp8_model
 from .fused_layers import FusedLayers, can_fuse
 from .model_config import AttentionConfig, ModelConfig
-from .rotary import cos_sin, inverse_frequencies
+from .rotary import axis_of_pairs, cos_sin, inverse_frequencies
 from .weights import DecoderWeights
 
 #: Makes the matrix products, by quantization.
@@ -124,6 +125,10 @@ class DecoderModel:
             inverse_frequencies(kind.rope, self.config.head_dim).to(self.device)
             for kind in self._kinds
         ]
+        self._axes = [
+            axis_of_pairs(kind.rope, len(each)).to(self.device) if kind.rope.grid_sections else None
+            for kind, each in zip(self._kinds, self._frequencies, strict=True)
+        ]
 
     def _build_layers(
         self, weights: DecoderWeights, linear: LinearFactory, *, is_plain: bool
@@ -159,10 +164,16 @@ class DecoderModel:
                 "LoRA adapters are not computed beside fp8 weights: leave quantization out, or use "
                 "'int8' on a CPU"
             )
-        layers = self._layers
-        if self._fused is not None:
-            layers = [fused_layer(each, self._backend) for each in self._fused.layers]
-        self._adapted_layers = adapt_layers(layers, self.config, self._step_adapters, self._backend)
+        self._adapted_layers = adapt_layers(
+            self._single_layers, self.config, self._step_adapters, self._backend
+        )
+
+    @cached_property
+    def _single_layers(self) -> list[DecoderLayer]:
+        """The layers, to run them op by op."""
+        if self._fused is None:
+            return self._layers
+        return [fused_layer(each, self._backend) for each in self._fused.layers]
 
     @property
     def is_capturable(self) -> bool:
@@ -172,13 +183,16 @@ class DecoderModel:
     def forward(self, inputs: StepInputs, kv_cache: KVCache, logits: Tensor) -> Tensor | None:
         """Run one step; see `Model.forward`."""
         steps = [
-            self._attention_step(kind, frequencies, inputs, kv_cache)
-            for kind, frequencies in zip(self._kinds, self._frequencies, strict=True)
+            self._attention_step(kind, frequencies, axes, inputs, kv_cache)
+            for kind, frequencies, axes in zip(
+                self._kinds, self._frequencies, self._axes, strict=True
+            )
         ]
-        if self._fused is not None and not inputs.adapters:
+        has_deepstack = inputs.features is not None and bool(inputs.features.deepstack)
+        if self._fused is not None and not inputs.adapters and not has_deepstack:
             x, residual = self._fused.run_layers(inputs, kv_cache, steps[0].cos, steps[0].sin)
         else:
-            layers = self._adapted_layers if inputs.adapters else self._layers
+            layers = self._adapted_layers if inputs.adapters else self._single_layers
             self._step_adapters.groups = inputs.adapters
             x, residual = self._run_layers(layers, inputs, steps, kv_cache)
         if not len(x):
@@ -204,7 +218,9 @@ class DecoderModel:
         if self._fused is not None:
             return self._fused.embed(inputs)
         embedded = F.embedding(inputs.input_ids, self._embedding)
-        return embedded if self._embedding_scale == 1.0 else embedded * self._embedding_scale
+        if self._embedding_scale != 1.0:
+            embedded = embedded * self._embedding_scale
+        return put_features(embedded, inputs)
 
     def _run_layers(
         self,
@@ -232,6 +248,7 @@ class DecoderModel:
             x = layer.feed_forward(normed)
             if layer.feed_forward_output_norm is not None:
                 x = norm(x, layer.feed_forward_output_norm)
+            add_deepstack(residual, index, inputs)
         assert x is not None, "a model has at least one layer"
         return x, residual
 
@@ -245,10 +262,16 @@ class DecoderModel:
         return add_rms_norm(x, residual, weight, eps, backend=backend)
 
     def _attention_step(
-        self, kind: AttentionConfig, frequencies: Tensor, inputs: StepInputs, kv_cache: KVCache
+        self,
+        kind: AttentionConfig,
+        frequencies: Tensor,
+        axes: Tensor | None,
+        inputs: StepInputs,
+        kv_cache: KVCache,
     ) -> _AttentionStep:
         """Prepare a step for the layers with one kind of attention."""
-        cos, sin = cos_sin(inputs.positions, frequencies, kind.rope.attention_factor)
+        positions = inputs.positions if inputs.rope_positions is None else inputs.rope_positions
+        cos, sin = cos_sin(positions, frequencies, kind.rope.attention_factor, axes)
         plan = AttentionPlan(
             inputs.block_tables,
             inputs.cu_seqlens_q,

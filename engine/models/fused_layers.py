@@ -14,6 +14,7 @@ from batchmill.kernels.ops.decoder_layers import CppDecoder, CppDecoderSizes, Cp
 from batchmill.kernels.ops.int8_linear import Int8Linear
 from batchmill.kernels.ops.linear import PackedLinear, is_packable
 
+from .features import put_features
 from .model_config import ModelConfig
 from .weights import DecoderWeights, DenseWeights, LayerWeights
 
@@ -100,7 +101,7 @@ class FusedLayers:
     def embed(self, inputs: StepInputs) -> Tensor:
         """Look up a step's embeddings, [num_tokens, hidden]."""
         rows = np.take(self._embedding_rows, inputs.input_ids.numpy(), axis=0)
-        return torch.from_numpy(rows).view(self._embedding.dtype)
+        return put_features(torch.from_numpy(rows).view(self._embedding.dtype), inputs)
 
     def run_layers(
         self, inputs: StepInputs, kv_cache: KVCache, cos: Tensor, sin: Tensor

@@ -39,6 +39,11 @@ class RopeConfig:
     attention_factor: float = 1.0
     #: Share of each head that is rotated, from its start.
     partial_rotary_factor: float = 1.0
+    #: Rotated pairs that turn by time, by row and by column, in models that see pictures as grids;
+    #: empty if all turn by the position. `repr` leaves it out: it is part of a model's identity.
+    grid_sections: tuple[int, ...] = field(default=(), repr=False)
+    #: Whether time, row and column take turns from pair to pair, instead of one after another.
+    interleaves_grid: bool = field(default=False, repr=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,6 +116,11 @@ class ModelConfig(ModelShape):
     def has_own_head(self) -> bool:
         """Whether it has an output layer that is not the embedding."""
         return self.generates and not self.tie_word_embeddings
+
+    @property
+    def uses_grids(self) -> bool:
+        """Whether it rotates the tokens of a picture by time, row and column."""
+        return any(kind.rope.grid_sections for kind in self.attention_kinds)
 
     @property
     def attention_kinds(self) -> tuple[AttentionConfig, ...]:

@@ -42,6 +42,8 @@ def read_rope(config: Mapping[str, Any], layer_type: str | None = None) -> RopeC
         "theta": float(values["rope_theta"]),
         "rope_type": rope_type,
         "partial_rotary_factor": float(values.get("partial_rotary_factor") or 1.0),
+        "grid_sections": tuple(map(int, values.get("mrope_section") or ())),
+        "interleaves_grid": bool(values.get("mrope_interleaved", False)),
     }
     if rope_type == "linear":
         return RopeConfig(**common, factor=float(values["factor"]))

@@ -35,22 +35,46 @@ def inverse_frequencies(rope: RopeConfig, head_dim: int) -> Tensor:
 
 
 def cos_sin(
-    positions: Tensor, frequencies: Tensor, attention_factor: float = 1.0
+    positions: Tensor,
+    frequencies: Tensor,
+    attention_factor: float = 1.0,
+    axes: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Compute cosines and sines for `apply_rope`.
 
     Args:
-        positions: [num_tokens] int64.
+        positions: [num_tokens] int64, or [3, num_tokens] with `axes`.
         frequencies: [rotary_dim / 2] float32.
         attention_factor: Factor on both.
+        axes: [rotary_dim / 2] int64, the row of `positions` by which each pair turns.
 
     Returns:
         Cosines and sines, each [num_tokens, rotary_dim / 2] float32.
     """
-    angles = positions[:, None].float() * frequencies
+    if positions.dim() == 1:
+        turns = positions[:, None].float()
+    else:
+        assert axes is not None, "positions on several axes need the axis of each pair"
+        turns = positions.float().index_select(0, axes).T
+    angles = turns * frequencies
     if attention_factor == 1.0:
         return angles.cos(), angles.sin()
     return angles.cos() * attention_factor, angles.sin() * attention_factor
+
+
+def axis_of_pairs(rope: RopeConfig, num_pairs: int) -> Tensor:
+    """Return the axis by which each pair turns, [num_pairs] int64: 0 time, 1 row, 2 column.
+
+    Source: Wang et al. 2024, "Qwen2-VL", section 2.1; interleaved as in Bai et al. 2025,
+    "Qwen3-VL Technical Report".
+    """
+    if not rope.interleaves_grid:
+        axes = torch.arange(3).repeat_interleave(torch.tensor(rope.grid_sections))
+        assert len(axes) == num_pairs, "the sections cover all rotated pairs"
+        return axes
+    pairs = torch.arange(num_pairs)
+    ends = torch.tensor(rope.grid_sections)[pairs % 3] * 3
+    return torch.where(pairs < ends, pairs % 3, 0)
 
 
 def _stretch_long_waves(frequencies: Tensor, rope: RopeConfig) -> Tensor:

@@ -17,6 +17,10 @@ from safetensors import safe_open
 
 from batchmill.engine.errors import ModelLoadError
 
+#: Modules of pictures and sounds, which `engine/media` reads.
+_TOWERS: Final = frozenset(
+    {"vision_model", "connector", "visual", "audio_tower", "multi_modal_projector"}
+)
 #: Buffers that we compute, or that only quantized KV caches use.
 _BUFFERS: Final = (
     *(".rotary_emb.inv_freq", ".rotary_emb.cos_cached", ".rotary_emb.sin_cached"),
@@ -59,7 +63,7 @@ def check_surplus(surplus: Mapping[str, StoredTensor], needed: Collection[str]) 
     ignored = []
     modules = {name.rpartition(".")[0] for name in needed}
     for name, tensor in sorted(surplus.items()):
-        if name.endswith(_BUFFERS):
+        if name.endswith(_BUFFERS) or _is_of_tower(name):
             continue
         owner = _owner(name, modules)
         if owner is not None and not (name.endswith(".bias") and tensor.is_zero):
@@ -77,6 +81,11 @@ def check_surplus(surplus: Mapping[str, StoredTensor], needed: Collection[str]) 
             len(ignored),
             ", ".join(ignored[:_MAX_NAMED]),
         )
+
+
+def _is_of_tower(name: str) -> bool:
+    """Return whether a tensor belongs to the part of a model that takes pictures or sounds."""
+    return not _TOWERS.isdisjoint(name.split(".", 2)[:2])
 
 
 def _owner(name: str, modules: Collection[str]) -> str | None:

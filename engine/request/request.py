@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from batchmill.engine.watermark.noise import WatermarkNoise
 
     from .adapter import Adapter
+    from .media import PromptMedia
     from .pooling import PooledStates
     from .prompt_lookup import PromptLookup
     from .structure_drafts import StructureDrafter
@@ -67,6 +68,7 @@ class Request:
         seed: Fixes its samples, 64-bit signed.
         adapter: Its LoRA adapter, whose blocks it shares with no other; None if it has none.
         cache_salt: It shares blocks only with requests of the same salt; None is a salt as well.
+        media: The pictures and sounds of its prompt; None if it has none.
         max_num_tokens: It is finished when prompt and output together have this many tokens.
         num_computed_tokens: Tokens whose KV is in the cache, or will be by steps that are launched.
         num_pending_tokens: Tokens sampled by launched steps, not known on the host yet.
@@ -101,6 +103,7 @@ class Request:
         "guidance",
         "is_kv_finite",
         "max_num_tokens",
+        "media",
         "metrics",
         "num_cached_blocks",
         "num_computed_tokens",
@@ -138,6 +141,7 @@ class Request:
         pooling: PooledStates | None = None,
         watermark: WatermarkNoise | None = None,
         adapter: Adapter | None = None,
+        media: PromptMedia | None = None,
     ) -> None:
         self.request_id = request_id
         self.prompt_token_ids = list(prompt_token_ids)
@@ -156,6 +160,7 @@ class Request:
         self.pooling = pooling
         self.watermark = watermark
         self.adapter = adapter
+        self.media = media
         self.guidance: Guidance | None = None
         self.num_computed_tokens = 0
         self.num_pending_tokens = 0

@@ -5,6 +5,7 @@ from __future__ import annotations
 from batchmill.engine.request.request import Request
 from batchmill.engine.request.scores import TokenScores
 
+from .media_budget import MediaBudget
 from .scheduled_batch import ScheduledRequest
 
 #: Most known tokens scored in one step, to bound the logits: 256 rows of 128,000 are 131 MB.
@@ -14,9 +15,10 @@ MAX_SCORED_TOKENS = 256
 class BatchBuilder:
     """Collects the chunks of a step and counts what is left of the token budget."""
 
-    __slots__ = ("_num_free_scores", "chunks", "num_free_tokens", "pooled_chunks")
+    __slots__ = ("_media_budget", "_num_free_scores", "chunks", "num_free_tokens", "pooled_chunks")
 
-    def __init__(self, num_free_tokens: int) -> None:
+    def __init__(self, num_free_tokens: int, media_budget: MediaBudget) -> None:
+        self._media_budget = media_budget
         self.num_free_tokens = num_free_tokens
         self._num_free_scores = MAX_SCORED_TOKENS
         self.chunks: list[ScheduledRequest] = []
@@ -45,6 +47,7 @@ class BatchBuilder:
         scored = range(0)
         if request.scores is not None and request.scores.is_pending:
             num_new_tokens, scored = self._limit_scores(request, request.scores, num_new_tokens)
+        num_new_tokens = self._media_budget.limit(request, num_new_tokens)
         if num_new_tokens == 0:
             return None
         self.num_free_tokens = max(0, self.num_free_tokens - num_new_tokens)

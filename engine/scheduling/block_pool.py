@@ -6,6 +6,7 @@ import hashlib
 from array import array
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping, Sequence
+from types import MappingProxyType
 
 from batchmill.engine.errors import OutOfBlocksError
 
@@ -200,15 +201,43 @@ def extend_block_hashes(
     token_ids: Sequence[int],
     block_size: int,
     root_hash: bytes = ROOT_HASH,
+    marks: Mapping[int, bytes] = MappingProxyType({}),
 ) -> None:
     """Append the hashes of the full blocks in `token_ids`, which follow those already hashed.
 
     Each hash covers its block's tokens and the hash before it, so it identifies all tokens from the
     start of the sequence, and `root_hash` (`salted_root`). With 128 bits, two different prefixes do
     not collide by accident.
+
+    Args:
+        block_hashes: Extended.
+        token_ids: Tokens after those already hashed.
+        block_size: Tokens per block.
+        root_hash: Parent of the first block.
+        marks: Identities that replace the token ids at some indices of `token_ids`, 16 bytes each:
+            all placeholders of pictures have the same token id, and only the pictures tell their
+            keys and values apart.
+
+    Source: the identity of an image in the hash of every block that it touches, as in vLLM.
     """
     parent = block_hashes[-1] if block_hashes else root_hash
     for start in range(0, len(token_ids) - block_size + 1, block_size):
-        block = array("q", token_ids[start : start + block_size]).tobytes()
-        parent = hashlib.blake2b(parent + block, digest_size=16).digest()
+        stop = start + block_size
+        if marks and not marks.keys().isdisjoint(range(start, stop)):
+            parent = _hash_of_marked(parent, token_ids, range(start, stop), marks)
+        else:
+            block = array("q", token_ids[start:stop]).tobytes()
+            parent = hashlib.blake2b(parent + block, digest_size=16).digest()
         block_hashes.append(parent)
+
+
+def _hash_of_marked(
+    parent: bytes, token_ids: Sequence[int], indices: range, marks: Mapping[int, bytes]
+) -> bytes:
+    """Hash a block in which marks stand for some token ids; `person` keeps it from plain ones."""
+    places = (
+        marks.get(index) or token_ids[index].to_bytes(16, "little", signed=True)
+        for index in indices
+    )
+    content = parent + b"".join(places)
+    return hashlib.blake2b(content, digest_size=16, person=b"media block").digest()

@@ -84,7 +84,9 @@ class PrefixCache:
         block_size = self._pool.block_size
         start = len(request.block_hashes)
         if start < num_blocks:
-            token_ids = request.token_ids_slice(start * block_size, num_blocks * block_size)
+            first, last = start * block_size, num_blocks * block_size
+            token_ids = request.token_ids_slice(first, last)
+            marks = {} if request.media is None else request.media.marks_in(first, last)
             digest = None if request.adapter is None else request.adapter.digest
             root = salted_root(request.cache_salt, digest)
-            extend_block_hashes(request.block_hashes, token_ids, block_size, root)
+            extend_block_hashes(request.block_hashes, token_ids, block_size, root, marks)

@@ -21,6 +21,7 @@ from .guided_pairs import (
     running_partner,
     without_partner,
 )
+from .media_budget import MediaBudget
 from .prefix_cache import PrefixCache
 from .running_requests import RunningRequests
 from .scheduled_batch import ScheduledBatch, ScheduledRequest, VerifiedDrafts
@@ -194,7 +195,8 @@ class Scheduler:
             schedulable = self._running.schedulable
         decodes, prefills = self._split_decodes(schedulable)
         self._adapters.prepare(self.running, self.waiting)
-        builder = BatchBuilder(self.limits.max_num_batched_tokens - len(decodes))
+        most = self.limits.max_num_batched_tokens
+        builder = BatchBuilder(most - len(decodes), MediaBudget(most))
         self._add_prompt_chunks(builder, prefills, preempted)
         if self._speculation is not None:
             decodes = self._speculation.add_drafts(decodes, builder, self._running)

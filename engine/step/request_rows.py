@@ -37,6 +37,7 @@ class RequestRows:
         num_prompt_tokens: [num_rows] int64.
         is_plain: [num_rows] bool: whether these numbers are all the controls of the request, and
             none of its tokens are scored or marked.
+        position_offset: [num_rows] int64: `PromptMedia.position_offset`, 0 without media.
         num_releases: [num_rows] int64: `Request.num_releases` when the row's block table was
             begun; -1 if it was not. A difference means that the table is stale.
 
@@ -52,6 +53,7 @@ class RequestRows:
         self.top_p = np.ones(num_rows, dtype=np.float32)
         self.seeds = np.zeros(num_rows, dtype=np.int64)
         self.num_prompt_tokens = np.zeros(num_rows, dtype=np.int64)
+        self.position_offset = np.zeros(num_rows, dtype=np.int64)
         self.is_plain = np.ones(num_rows, dtype=np.bool_)
         self.num_releases = np.full(num_rows, -1, dtype=np.int64)
         self._row_by_request: dict[Request, int] = {}
@@ -113,6 +115,8 @@ class RequestRows:
             self.seeds[row] = request.seed
             self.num_prompt_tokens[row] = len(request.prompt_token_ids)
             self.is_plain[row] = _is_plain(request)
+            media = request.media
+            self.position_offset[row] = 0 if media is None else media.position_offset
         return row
 
     def _reclaim(self, batch: ScheduledBatch) -> None:

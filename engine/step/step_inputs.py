@@ -12,7 +12,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from .adapter_rows import AdapterRows, group_rows
+from .feature_rows import FeatureRows, FeatureSource, gather_features
 from .request_rows import RequestRows
+from .rope_positions import fill_rope_positions
 from .upload import Uploader
 
 if TYPE_CHECKING:
@@ -41,6 +43,9 @@ class StepInputs:
             request of the step is a pair.
         num_states: Rows at the end of `sample_rows` whose final states are needed, not logits.
         adapters: The rows of each LoRA adapter; empty if no request of the step has one.
+        features: Rows that take features of media in place of embeddings; None if there are none.
+        rope_positions: [num_tokens] or [3, num_tokens] int64, the positions by which tokens are
+            rotated, or their times, rows and columns; None if these are `positions`.
     """
 
     input_ids: Tensor
@@ -55,6 +60,8 @@ class StepInputs:
     num_states: int = 0
     token_types: Tensor | None = None
     adapters: tuple[AdapterRows, ...] = ()
+    features: FeatureRows | None = None
+    rope_positions: Tensor | None = None
 
     @property
     def num_logits(self) -> int:
@@ -87,7 +94,14 @@ class StepInputBuilder:
     """
 
     def __init__(
-        self, rows: RequestRows, *, block_size: int, max_num_blocks: int, device: torch.device | str
+        self,
+        rows: RequestRows,
+        *,
+        block_size: int,
+        max_num_blocks: int,
+        device: torch.device | str,
+        feature_source: FeatureSource | None = None,
+        uses_grids: bool = False,
     ) -> None:
         """Allocate the block tables of all rows.
 
@@ -96,7 +110,11 @@ class StepInputBuilder:
             block_size: Tokens per block.
             max_num_blocks: Most blocks of one request.
             device: Where the model runs.
+            feature_source: Has the features of media; None if the model takes none.
+            uses_grids: Whether the model rotates the tokens of a picture by time, row and column.
         """
+        self._feature_source = feature_source
+        self._uses_grids = uses_grids
         self._rows = rows
         self._block_size = block_size
         self._tables = np.zeros((rows.num_rows, max_num_blocks), dtype=np.int32)
@@ -151,7 +169,31 @@ class StepInputBuilder:
             num_states=len(state_rows),
             token_types=self._token_types(batch),
             adapters=self._adapter_rows(batch, layout, wanted_rows) if batch.has_adapters else (),
+            features=self._features(batch, layout),
+            rope_positions=self._rope_positions(batch, layout) if self._uses_grids else None,
         )
+
+    def _features(self, batch: ScheduledBatch, layout: _Layout) -> FeatureRows | None:
+        if self._feature_source is None or not batch.chunks:
+            return None
+        chunk_starts = layout.cu_seqlens_q[len(batch.decodes) : -1]
+        return gather_features(batch, chunk_starts, self._feature_source, self._uploader)
+
+    def _rope_positions(self, batch: ScheduledBatch, layout: _Layout) -> Tensor:
+        """Return [num_tokens] for a step that only decodes, else [3, num_tokens]."""
+        num_decodes = len(batch.decodes)
+        offsets = self._rows.position_offset[self._rows.rows_of(batch)[:num_decodes]]
+        positions = layout.positions[:num_decodes] + offsets
+        if batch.chunks:
+            grids = np.empty((3, len(layout.positions)), dtype=np.int64)
+            grids[:, :num_decodes] = positions
+            starts = layout.cu_seqlens_q[num_decodes:].tolist()
+            for start, stop, item in zip(starts, starts[1:], batch.chunks, strict=False):
+                target = grids[:, start:stop]
+                fill_rope_positions(target, item.request, layout.positions[start:stop])
+            positions = grids
+        (uploaded,) = self._uploader.upload(positions)
+        return uploaded
 
     def _adapter_rows(
         self, batch: ScheduledBatch, layout: _Layout, wanted_rows: NDArray[np.int64]

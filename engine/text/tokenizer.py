@@ -193,17 +193,44 @@ class Tokenizer:
         if control_tokens_as_text:
             marked, mark = with_marks(chat.messages, self._control_texts)
             chat = replace(chat, messages=marked)
-        prompt = render_chat(self._tokenizer, chat, model_name)
+        prompt = self.render_chat(chat, model_name=model_name)
+        if mark is None:
+            return self.encode_rendered(prompt, max_num_tokens=max_num_tokens)
         self._check_length(prompt, max_num_tokens)
         _check_text(prompt, "a message")
-        # The template writes the special tokens itself.
         return [
             token_id
-            for part in ([prompt] if mark is None else prompt.split(mark))
-            for token_id in self._tokenizer(part, add_special_tokens=False, verbose=False)[
-                "input_ids"
-            ]
+            for part in prompt.split(mark)
+            for token_id in self._encode_without_special(part)
         ]
+
+    def render_chat(self, chat: Chat, *, model_name: str = "this model") -> str:
+        """Return the text that the model's template makes of a chat.
+
+        Raises:
+            RequestError: as `apply_chat_template`.
+        """
+        return render_chat(self._tokenizer, chat, model_name)
+
+    def encode_rendered(self, text: str, *, max_num_tokens: int | None = None) -> list[int]:
+        """Return the token ids of a rendered chat, whose special tokens the template has written.
+
+        Raises:
+            RequestError: as `encode`.
+        """
+        self._check_length(text, max_num_tokens)
+        _check_text(text, "a message")
+        return self._encode_without_special(text)
+
+    def token_id(self, token: str) -> int | None:
+        """Return the id of a token of the vocabulary; None if there is none."""
+        return self.backend.token_to_id(token)
+
+    def _encode_without_special(self, text: str) -> list[int]:
+        token_ids: list[int] = self._tokenizer(text, add_special_tokens=False, verbose=False)[
+            "input_ids"
+        ]
+        return token_ids
 
     @cached_property
     def _control_texts(self) -> tuple[str, ...]:
