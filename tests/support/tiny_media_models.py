@@ -86,12 +86,12 @@ def save_idefics3(folder: Path, *, smol: bool = False) -> TinyMediaModel:
     special = ["<image>", "<fake_token_around_image>", "<end_of_utterance>"]
     save_byte_tokenizer(folder, special, _TEMPLATE % "<image>")
     torch.manual_seed(0)
-    config_class, model_class = (
+    classes: tuple[Any, Any] = (
         (SmolVLMConfig, SmolVLMForConditionalGeneration)
         if smol
         else (Idefics3Config, Idefics3ForConditionalGeneration)
     )
-    config = config_class(
+    config = classes[0](
         vision_config={
             "hidden_size": 32,
             "intermediate_size": 64,
@@ -107,7 +107,7 @@ def save_idefics3(folder: Path, *, smol: bool = False) -> TinyMediaModel:
         tie_word_embeddings=False,
         pad_token_id=0,
     )
-    model = model_class(config)
+    model = classes[1](config)
     _spread(model)
     model.save_pretrained(folder)
     images = Idefics3ImageProcessorPil(

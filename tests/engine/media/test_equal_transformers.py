@@ -106,7 +106,7 @@ def run(
     """Answer all questions in one batch, and return their last outputs."""
     for name, each in questions.items():
         engine.add_request(name, each.chat, params, media=each.media)
-    finished = {}
+    finished: dict[str, RequestOutput] = {}
     while engine.has_unfinished():
         finished |= {output.request_id: output for output in engine.step() if output.finished}
         engine._scheduler.check_invariants()
@@ -166,7 +166,7 @@ def test_preempted_requests_are_computed_again(family: Family) -> None:
     engine = engine_of(family, kv_cache_bytes=num_blocks * block_bytes, max_model_len=longest)
     for name, each in slow.items():
         engine.add_request(name, each.chat, GREEDY, media=each.media, priority=2)
-    outputs = {}
+    outputs: dict[str, RequestOutput] = {}
     while engine.has_unfinished():
         if engine.num_steps == 3 and "none" in urgent:
             engine.add_request("none", urgent.pop("none").chat, GREEDY, priority=0)

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from PIL import Image as PilImage
 
-from batchmill.engine import Chat, Engine, EngineConfig, SamplingParams
+from batchmill.engine import Chat, Engine, EngineConfig, RequestOutput, SamplingParams
 from batchmill.engine.errors import RequestError
 from batchmill.engine.loading.loading import LoadedModel, load_model
 from batchmill.engine.media.feature_cache import FeatureCache
@@ -87,7 +87,7 @@ def test_a_picture_that_fails_ends_its_own_request_alone(
     engine = make()
     engine.add_request("bad", chat(), GREEDY, media=[bad])
     engine.add_request("good", chat(), GREEDY, media=[image(7)])
-    outputs = {}
+    outputs: dict[str, RequestOutput] = {}
     while engine.has_unfinished():
         outputs |= {each.request_id: each for each in engine.step() if each.finished}
     assert outputs["good"].error is None
