@@ -82,7 +82,7 @@ class ResultColumns:
         if not self.properties:
             return []
         try:
-            data = json.loads(text or "null")
+            data = json.loads(text or "null", parse_constant=_no_constant)
         except (ValueError, RecursionError):
             data = None  # cut by the limit of tokens, for example
         return [_typed(_value_at(data, path), kind) for path, kind in self.properties]
@@ -128,6 +128,10 @@ def _properties(
             yield from deeper
         else:
             yield (*path, name), _KINDS.get(str(inner.get("type")), "text")
+
+
+def _no_constant(_: str) -> None:
+    """Stand for NaN and Infinity, which are not JSON."""
 
 
 def _value_at(data: Any, path: Sequence[str]) -> Any:

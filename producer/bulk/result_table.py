@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from batchmill.producer.errors import BulkFileError
+from batchmill.producer.files.cells import encodable
 from batchmill.producer.files.column_kinds import columns_of
 from batchmill.producer.files.excel_table import MAX_CELL_CHARS, MAX_ROWS
 from batchmill.producer.files.extra import import_library
@@ -144,7 +145,7 @@ class ResultTable:
                     json.loads(_raw(files, places[first + place]) or b"null")
                     for place in range(len(self._parts))
                 ]
-                table.write(self._row(record, lines))
+                table.write([encodable(cell) for cell in self._row(record, lines)])
             table.close()
             self.num_escaped = table.num_escaped
 
@@ -156,7 +157,7 @@ class ResultTable:
         return create_table(
             part,
             self._options.format,
-            columns,
+            [Column(encodable(each.name), each.kind) for each in columns],
             delimiter=self._source.csv_delimiter or ",",
             suits_excel=self._source.suits_excel,
             keeps_formulas=self._options.keeps_formulas,

@@ -42,3 +42,14 @@ def plain_value(name: str | None, value: Any) -> Any:
             raise ValueError(f"column {name!r} is binary; the template takes text or numbers")
         case _:
             return str(value)
+
+
+def encodable(value: Any) -> Any:
+    """Return a cell with its lone surrogates escaped: JSON can hold them, and UTF-8 cannot."""
+    if isinstance(value, str):
+        return value.encode(errors="backslashreplace").decode()
+    if isinstance(value, list):
+        return [encodable(each) for each in value]
+    if isinstance(value, dict):
+        return {encodable(name): encodable(each) for name, each in value.items()}
+    return value

@@ -77,9 +77,24 @@ def _answer(text: str, field: str | None) -> str | None:
         value = json.loads(text, parse_float=_number)
         for name in field.split("."):
             value = value[name]
-        return json.dumps(value, sort_keys=True, ensure_ascii=False, allow_nan=False)
+        return _json(value)
     except (ValueError, KeyError, TypeError, RecursionError):
         return None
+
+
+def _json(value: Any) -> str:
+    """Return a value as JSON. Lone surrogates, which JSON can escape and UTF-8 lacks, stay escaped.
+
+    Raises:
+        ValueError: it holds NaN or Infinity.
+        RecursionError: it is nested too deep.
+    """
+    text = json.dumps(value, sort_keys=True, ensure_ascii=False, allow_nan=False)
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return json.dumps(value, sort_keys=True, allow_nan=False)
+    return text
 
 
 def _number(digits: str) -> float | int:

@@ -50,7 +50,9 @@ def test_each_property_of_a_schema_is_a_column() -> None:
     }
 
 
-@pytest.mark.parametrize("text", ['{"name": "Mi', "[1]", '{"stars": "many", "address": 1}'])
+@pytest.mark.parametrize(
+    "text", ['{"name": "Mi', "[1]", '{"stars": "many", "address": 1}', '{"stars": NaN}']
+)
 def test_an_output_that_does_not_follow_the_schema_leaves_cells_empty(text: str) -> None:
     found = cells(text)
     assert found["text"] == text
