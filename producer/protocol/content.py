@@ -13,6 +13,7 @@ from __future__ import annotations
 import base64
 import binascii
 import json
+import re
 from dataclasses import dataclass
 from typing import Final, NamedTuple, Protocol
 
@@ -142,6 +143,13 @@ def key_id_of(value: bytes) -> str:
     start = len(MAGIC) + 1
     length = value[len(MAGIC)] if len(value) > len(MAGIC) else 0
     return value[start : start + length].decode("ascii", errors="backslashreplace")
+
+
+def sealed_beginning(beginning: bytes) -> bytes:
+    """Return the beginning of the sealed value in the beginning of content that is JSON."""
+    found = re.match(rb'\{"' + SEALED_NAME.encode() + rb'": "([A-Za-z0-9+/]*)', beginning)
+    text = found[1] if found else b""
+    return base64.b64decode(text[: len(text) // 4 * 4])
 
 
 def sealed_json(value: bytes) -> bytes | None:

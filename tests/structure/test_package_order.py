@@ -43,7 +43,16 @@ ORDER = {
             "webhooks",
             "local",
         ),
-        *("gateway", "console", "unknown_settings", "consumer", "app", "bench", "monitor"),
+        *(
+            "gateway",
+            "rewrap",
+            "console",
+            "unknown_settings",
+            "consumer",
+            "app",
+            "bench",
+            "monitor",
+        ),
         *("demo", "chaos", "failover", "cli", "__init__"),
     ),
 }

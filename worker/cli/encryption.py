@@ -6,13 +6,16 @@ from typing import Annotated
 
 import typer
 
+from .encryption_rewrap import rewrap, show_seals
 from .errors import usage_error
 
 _group = typer.Typer(help="Keys that seal the content of jobs in Redis.", no_args_is_help=True)
 
 
 def add_encryption_commands(app: typer.Typer) -> None:
-    """Add `encryption new-key` and `list-keys`."""
+    """Add `encryption new-key`, `list-keys`, `status` and `rewrap`."""
+    _group.command("status", epilog="Example:\n\n  batchmill encryption status --json")(show_seals)
+    _group.command("rewrap", epilog="Example:\n\n  batchmill encryption rewrap")(rewrap)
     app.add_typer(_group, name="encryption")
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import fsspec
 
 from batchmill.producer.encryption.key_ring import NO_KEYS, KeyRing
-from batchmill.producer.encryption.sealed_files import read_sealed, write_sealed
+from batchmill.producer.encryption.sealed_files import file_key_id, read_sealed, write_sealed
 from batchmill.worker.local.state_dir import default_state_dir, make_private_directory
 
 #: Bytes that are read or written at a time.
@@ -55,10 +55,41 @@ class FileStore:
         """
         return read_sealed(self._system.open(self.path(file_id), "rb"), self._key_ring, file_id)
 
+    def key_id(self, file_id: str) -> str | None:
+        """Return the id of the key that sealed a content; None if it is not sealed.
+
+        Raises:
+            FileNotFoundError: it does not exist.
+        """
+        with self._system.open(self.path(file_id), "rb") as handle:
+            return file_key_id(handle)
+
+    def rewrite(self, file_id: str) -> None:
+        """Seal a content anew. Who reads it meanwhile gets the old form or the new one, whole.
+
+        Raises:
+            FileNotFoundError: it does not exist.
+            KeyMissing, ContentChanged: it cannot be opened; it stays as it is.
+        """
+        new_path = _new_path(self.path(file_id))
+        try:
+            with self.open_to_read(file_id) as source:
+                target = write_sealed(self._system.open(new_path, "wb"), self._key_ring, file_id)
+                with target:
+                    while content := source.read(CHUNK_BYTES):
+                        target.write(content)
+            self._system.mv(new_path, self.path(file_id))
+        except BaseException:
+            with contextlib.suppress(FileNotFoundError):
+                self._system.rm_file(new_path)
+            raise
+
     def delete(self, file_id: str) -> None:
         """Delete a content; one that does not exist is no error."""
-        with contextlib.suppress(FileNotFoundError):
-            self._system.rm_file(self.path(file_id))
+        # The second is what a `rewrite` leaves that was killed.
+        for path in (self.path(file_id), _new_path(self.path(file_id))):
+            with contextlib.suppress(FileNotFoundError):
+                self._system.rm_file(path)
 
     def lines(self, file_id: str, max_line_bytes: int) -> Iterator[bytes]:
         """Yield the lines of a content; a line that is too long is yielded cut, one byte longer."""
@@ -77,3 +108,7 @@ class FileStore:
                 yield chunk
         finally:
             handle.close()
+
+
+def _new_path(path: str) -> str:
+    return f"{path}.new"

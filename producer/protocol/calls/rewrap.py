@@ -9,7 +9,7 @@ from enum import StrEnum
 from typing import Any
 
 from batchmill.producer.protocol import keys
-from batchmill.producer.protocol.content import Content
+from batchmill.producer.protocol.content import Content, JsonContent
 
 from .call import Argument, Call, Read
 
@@ -42,8 +42,27 @@ def plain_seal(output: bytes) -> bytes:
     return b"plain " + hashlib.sha1(output, usedforsecurity=False).hexdigest().encode()
 
 
+def look(kind: RecordKind, ids: Sequence[str | bytes]) -> Call[list[list[tuple[str, bytes]]]]:
+    """Look at what records are sealed with; the reply has names and beginnings of their values.
+
+    Of an output there is one beginning per key, or `-` if it is not sealed.
+    """
+
+    def parse(reply: list[list[bytes]]) -> list[list[tuple[str, bytes]]]:
+        return [
+            [(found[at].decode(), found[at + 1]) for at in range(0, len(found), 2)]
+            for found in reply
+        ]
+
+    return Call("sealed_values", (kind.value, *ids), parse)
+
+
 def replace_value(
-    kind: RecordKind, record_id: str | bytes, field: str, known: bytes, content: Content
+    kind: RecordKind,
+    record_id: str | bytes,
+    field: str,
+    known: bytes,
+    content: Content | JsonContent,
 ) -> Call[bool]:
     """Replace a value; the reply is False if something has changed it meanwhile.
 

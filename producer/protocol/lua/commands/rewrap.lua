@@ -33,6 +33,11 @@ local known = redis.call('HGET', key, field)
 if not (known and has_payload) or redis.sha1hex(known) ~= ARGV[4] then return 0 end
 redis.call('HSET', key, field, value)
 if kind == 'job' then
+  -- Until `rewrap_settle` the job needs the old key as well: a claim may have read the old value.
+  local piece, _, object_key = split_sealed(value), split_reference(value)
+  if field == 'doc' and piece then note_seal_key(id, piece.key_id) end
+  if field == 'doc' and payload then note_seal_key(id, READS_PAYLOADS) end
+  if field == 'doc' and object_key and object_key ~= '-' then note_seal_key(id, object_key) end
   exchange_objects(split_reference(known), now)
 elseif kind == 'letter' then
   redis.call('SREM', PLAIN_LETTERS, id)

@@ -11,9 +11,9 @@ local function output_key(kind)
   return kind == 'text' and text_key(id) or thoughts_key(id)
 end
 
--- Whether an output is stored as it is, and has not grown since.
+-- Whether an output is stored as it is, and does not grow: its worker may have no key.
 local function is_plain(kind, key, seal)
-  local digest = string.match(seal, '^plain (%x+)$')
+  local digest = redis.call('HEXISTS', job_key(id), 'finished_at_ms') == 1 and string.match(seal, '^plain (%x+)$')
   if not digest or redis.sha1hex(redis.call('GET', key) or '') ~= digest then return false end
   for _, name in ipairs(redis.call('HKEYS', seals_key(id))) do
     if string.sub(name, 1, #kind + 1) == kind .. ':' then return false end
@@ -29,6 +29,7 @@ for i = 2, #ARGV, 4 do
   if is_stored or is_plain(kind, key, ARGV[i + 2]) then
     redis.call('SETRANGE', key, position, piece.ciphertext)
     redis.call('HSET', seals_key(id), name, #piece.ciphertext .. ' ' .. piece.header .. piece.tag)
+    note_seal_key(id, piece.key_id)
     num_replaced = num_replaced + 1
   end
 end
