@@ -163,7 +163,7 @@ def _load_folder(folder: Path, options: LoadOptions) -> LoadedModel:
         values = family.decoder_values(values)
     model, computation = _load_computation(folder, values, hf_config, options)
     media = None
-    if family is not None:
+    if family is not None and isinstance(model, DecoderModel):
         media = _load_media(family, folder, hf_config, tokenizer, options)
         computation += f" media {media.settings}"
     return LoadedModel(

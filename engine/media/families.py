@@ -20,8 +20,6 @@ class MediaFamily:
 
     #: Kind of media that it takes.
     kind: str
-    #: The native family of its decoder, by Hugging Face class name.
-    decoder: str
     #: Module and class of its `MediaModel`: imported when such a model is loaded.
     module: str
     class_name: str
@@ -55,16 +53,30 @@ class MediaFamily:
     def decoder_values(self, values: Mapping[str, Any]) -> dict[str, Any]:
         """Return the configuration of the decoder, as that of a model of its own."""
         tied = values.get("tie_word_embeddings")
-        text = {**values["text_config"], "architectures": [self.decoder]}
+        text = dict(values["text_config"])
+        kind = text.get("model_type")
+        text["architectures"] = [_DECODERS.get(str(kind), f"decoder of kind {kind!r}")]
         return text if tied is None else {**text, "tie_word_embeddings": tied}
 
 
-_IDEFICS3 = MediaFamily("image", "LlamaForCausalLM", ".idefics3", "Idefics3Media", "image_token_id")
+#: The native family of a decoder, by the `model_type` of its configuration.
+_DECODERS: Mapping[str, str] = {
+    "llama": "LlamaForCausalLM",
+    "mistral": "MistralForCausalLM",
+    "qwen3": "Qwen3ForCausalLM",
+}
+_IDEFICS3 = MediaFamily("image", ".idefics3", "Idefics3Media", "image_token_id")
 
 #: By Hugging Face class name.
 MEDIA_FAMILIES: Mapping[str, MediaFamily] = {
     "Idefics3ForConditionalGeneration": _IDEFICS3,
     "SmolVLMForConditionalGeneration": _IDEFICS3,
+    "VoxtralForConditionalGeneration": MediaFamily(
+        "audio", ".voxtral", "VoxtralMedia", "audio_token_id"
+    ),
+    "Qwen3ASRForConditionalGeneration": MediaFamily(
+        "audio", ".qwen3_asr", "Qwen3AsrMedia", "audio_token_id"
+    ),
 }
 
 

@@ -79,8 +79,8 @@ def _without_decoder(hf_config: PreTrainedConfig) -> Any:
         text.layer_types = []
     text.vocab_size = 1
     for each in (config, text):
-        for name in ("pad_token_id", "bos_token_id", "eos_token_id"):
-            setattr(each, name, None)
+        if getattr(each, "pad_token_id", None) is not None:
+            each.pad_token_id = 0  # must be in the vocabulary
         # Packed weights belong to the decoder; a tower in one of these formats is refused.
         if hasattr(each, "quantization_config"):
             del each.quantization_config

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from PIL import Image as PilImage
 from transformers import (
     AutoTokenizer,
@@ -20,12 +21,19 @@ from transformers import (
     Idefics3ForConditionalGeneration,
     Idefics3Processor,
     PreTrainedModel,
+    Qwen3ASRConfig,
+    Qwen3ASRFeatureExtractor,
+    Qwen3ASRForConditionalGeneration,
+    Qwen3ASRProcessor,
     SmolVLMConfig,
     SmolVLMForConditionalGeneration,
+    VoxtralConfig,
+    VoxtralForConditionalGeneration,
+    WhisperFeatureExtractor,
 )
 from transformers.models.idefics3.image_processing_pil_idefics3 import Idefics3ImageProcessorPil
 
-from batchmill.engine.contract.media import Image, Media
+from batchmill.engine.contract.media import Audio, Image, Media
 
 from .byte_tokenizer import save_byte_tokenizer
 
@@ -63,6 +71,8 @@ class TinyMediaModel:
     hf_model: PreTrainedModel
     #: What a chat's template writes for each medium.
     written: str
+    #: Returns a medium of its kind, of size 0, 1 or 2, from a seed.
+    make: Callable[[int, int], Media]
     #: Returns the inputs that transformers' processor makes of a rendered text and media.
     process: Callable[[str, Sequence[Media]], dict[str, Any]] = field(repr=False)
 
@@ -123,7 +133,137 @@ def save_idefics3(folder: Path, *, smol: bool = False) -> TinyMediaModel:
         )
         return dict(inputs)
 
-    return TinyMediaModel(folder, model.eval(), "<image>", process)
+    return TinyMediaModel(folder, _evaluated(model), "<image>", _picture, process)
+
+
+def save_voxtral(folder: Path) -> TinyMediaModel:
+    """Save a tiny Voxtral, whose stretches are 0.32 s long and have 4 features."""
+    save_byte_tokenizer(folder, ["[AUDIO]"], _TEMPLATE % "[AUDIO]")
+    torch.manual_seed(0)
+    config = VoxtralConfig(
+        audio_config={
+            "hidden_size": 32,
+            "intermediate_size": 128,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 2,
+            "num_mel_bins": 16,
+            "max_source_positions": 16,
+        },
+        text_config={"model_type": "llama", **TEXT},
+        audio_token_id=257,
+    )
+    model = VoxtralForConditionalGeneration(config)
+    _spread(model)
+    model.save_pretrained(folder)
+    extractor: Any = WhisperFeatureExtractor(feature_size=16)
+    extractor.save_pretrained(folder)
+    tokenizer: Any = AutoTokenizer.from_pretrained(folder)
+
+    def process(text: str, media: Sequence[Media]) -> dict[str, Any]:
+        stretches = []
+        for each in media:
+            found = extractor(
+                _samples(each),
+                sampling_rate=16_000,
+                padding=True,
+                truncation=False,
+                pad_to_multiple_of=5120,
+                return_tensors="pt",
+            )
+            spectrum = found["input_features"].reshape(16, -1, 32).transpose(0, 1)
+            text = text.replace("[AUDIO]", "<A>" * 4 * len(spectrum), 1)
+            stretches.append(spectrum)
+        text = text.replace("<A>", "[AUDIO]")
+        inputs = dict(tokenizer(text, add_special_tokens=False, return_tensors="pt"))
+        return {**inputs, "input_features": torch.cat(stretches)} if stretches else inputs
+
+    return TinyMediaModel(folder, _evaluated(model), "[AUDIO]", _sound, process)
+
+
+def save_qwen3_asr(folder: Path) -> TinyMediaModel:
+    """Save a tiny Qwen3-ASR, which makes 13 features of a second."""
+    audio_tokens = ["<|audio_pad|>", "<|audio_start|>", "<|audio_end|>"]
+    written = "<|audio_start|><|audio_pad|><|audio_end|>"
+    save_byte_tokenizer(folder, audio_tokens, _TEMPLATE % written)
+    torch.manual_seed(0)
+    config = Qwen3ASRConfig(
+        audio_config={
+            "model_type": "qwen3_asr_encoder",
+            "d_model": 32,
+            "encoder_ffn_dim": 64,
+            "encoder_layers": 2,
+            "encoder_attention_heads": 2,
+            "num_mel_bins": 128,
+            "downsample_hidden_size": 8,
+            "n_window_infer": 200,
+            "output_dim": 32,
+        },
+        text_config={"model_type": "qwen3", **TEXT},
+        audio_token_id=257,
+        eos_token_id=256,
+        tie_word_embeddings=False,
+    )
+    model = Qwen3ASRForConditionalGeneration(config)
+    _spread(model)
+    model.save_pretrained(folder)
+    extractor = Qwen3ASRFeatureExtractor()
+    extractor.save_pretrained(folder)
+    tokenizer: Any = AutoTokenizer.from_pretrained(folder)
+    for name, token in zip(("audio", "audio_bos", "audio_eos"), audio_tokens, strict=True):
+        setattr(tokenizer, f"{name}_token", token)
+    tokenizer.pad_token = tokenizer.eos_token
+    processor = Qwen3ASRProcessor(extractor, tokenizer)
+
+    def process(text: str, media: Sequence[Media]) -> dict[str, Any]:
+        if not media:
+            return dict(tokenizer(text, add_special_tokens=False, return_tensors="pt"))
+        # It takes one sound per text, so each sound comes with an own part of the text.
+        pieces = text.split(written)
+        texts = [f"{piece}{written}" for piece in pieces[:-1]]
+        found = [
+            processor(part, _samples(each), add_special_tokens=False)
+            for part, each in zip(texts, media, strict=True)
+        ]
+        last = tokenizer(pieces[-1], add_special_tokens=False, return_tensors="pt")["input_ids"]
+        input_ids = torch.cat([*(each["input_ids"] for each in found), last], dim=1)
+        longest = max(each["input_features"].shape[-1] for each in found)
+
+        def padded(name: str) -> torch.Tensor:
+            parts = (each[name] for each in found)
+            return torch.cat(
+                [torch.nn.functional.pad(each, (0, longest - each.shape[-1])) for each in parts]
+            )
+
+        return {
+            "input_ids": input_ids,
+            "attention_mask": torch.ones_like(input_ids),
+            "input_features": padded("input_features"),
+            "input_features_mask": padded("input_features_mask"),
+        }
+
+    return TinyMediaModel(folder, _evaluated(model), written, _sound, process)
+
+
+def _picture(seed: int, size: int) -> Image:
+    return image(seed, *((40, 30), (30, 40), (90, 50))[size])
+
+
+def _sound(seed: int, size: int) -> Audio:
+    """Return a chord of random pitches, at the rate that models take."""
+    times = np.arange((9_000, 4_000, 21_000)[size]) / 16_000
+    pitches = np.random.default_rng(seed).uniform(200, 2_000, 3)
+    chord = sum(np.sin(2 * np.pi * pitch * times) for pitch in pitches) / 3
+    return Audio(16_000, np.asarray(chord, dtype="<f4").tobytes())
+
+
+def _samples(medium: Media) -> NDArray[np.float32]:
+    assert isinstance(medium, Audio)
+    return np.frombuffer(medium.samples, dtype="<f4").copy()
+
+
+def _evaluated(model: Any) -> PreTrainedModel:
+    evaluated: PreTrainedModel = model.eval()
+    return evaluated
 
 
 def _spread(model: PreTrainedModel) -> None:
@@ -137,4 +277,6 @@ def _spread(model: PreTrainedModel) -> None:
 SAVERS: dict[str, Callable[[Path], TinyMediaModel]] = {
     "idefics3": save_idefics3,
     "smolvlm": lambda folder: save_idefics3(folder, smol=True),
+    "voxtral": save_voxtral,
+    "qwen3-asr": save_qwen3_asr,
 }

@@ -1,0 +1,86 @@
+"""Sounds of Voxtral: cut into stretches of 30 s, the last one padded with silence."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from transformers import PreTrainedConfig, VoxtralForConditionalGeneration
+
+from batchmill.engine.contract.media import Audio, Media
+from batchmill.engine.request.media import MediaItem
+from batchmill.engine.step.feature_rows import Features
+
+from .model import MediaModel
+from .sounds import at_rate, load_feature_extractor, samples_of
+from .tower import load_tower
+
+
+class VoxtralMedia(MediaModel):
+    """The audio part of a Voxtral model.
+
+    Source: Liu et al. 2025, "Voxtral"; padding and cutting as in transformers'
+    `VoxtralProcessor`.
+    """
+
+    kind: ClassVar[str] = Audio.kind
+
+    def __init__(
+        self,
+        folder: Path,
+        hf_config: PreTrainedConfig,
+        placeholder: str,
+        dtype: torch.dtype,
+        device: torch.device,
+    ) -> None:
+        """Load it.
+
+        Raises:
+            ModelLoadError: weights or settings cannot be read.
+        """
+        config: Any = hf_config
+        self.placeholder = placeholder
+        self._extractor = load_feature_extractor(folder)
+        self.settings = json.dumps(self._extractor.to_dict(), sort_keys=True, default=str)
+        self._tower = load_tower(VoxtralForConditionalGeneration, folder, hf_config, dtype, device)
+        encoder = config.audio_config
+        # Its first two convolutions halve the frames, and neighbours are joined to one row.
+        self._frames_per_stretch = 2 * encoder.max_source_positions
+        num_values = encoder.max_source_positions * encoder.hidden_size
+        self._features_per_stretch = num_values // encoder.intermediate_size
+        self._samples_per_stretch = self._frames_per_stretch * self._extractor.hop_length
+        self.hidden_size = config.text_config.hidden_size
+        self.dtype, self.device = dtype, device
+
+    def item_of(self, medium: Media) -> MediaItem:
+        """See `MediaModel`; the grid is the number of stretches."""
+        assert isinstance(medium, Audio)
+        audio = at_rate(medium, self._extractor.sampling_rate)
+        num_stretches = -(-len(audio.samples) // 4 // self._samples_per_stretch)
+        num_features = num_stretches * self._features_per_stretch
+        return MediaItem(audio, self._digest(medium), num_features, (num_stretches,))
+
+    def encode(self, items: Sequence[MediaItem]) -> list[Features]:
+        """See `MediaModel`; all stretches of all items are one batch of the tower."""
+        stretches = torch.cat([self._stretches(item) for item in items])
+        with torch.inference_mode():
+            found = self._tower.get_audio_features(stretches.to(self.device))
+            rows = found.pooler_output
+        return [Features(part) for part in rows.split([item.num_features for item in items])]
+
+    def _stretches(self, item: MediaItem) -> torch.Tensor:
+        """Return the spectrum of an item, [num_stretches, num_bins, num_frames] float32."""
+        found = self._extractor(
+            samples_of(item.medium),
+            sampling_rate=self._extractor.sampling_rate,
+            padding=True,
+            truncation=False,
+            pad_to_multiple_of=self._samples_per_stretch,
+            return_tensors="pt",
+        )
+        spectrum: torch.Tensor = found["input_features"][0]
+        num_bins = len(spectrum)
+        return spectrum.reshape(num_bins, -1, self._frames_per_stretch).transpose(0, 1)
