@@ -300,6 +300,7 @@ class Engine:
         # Without overlap this collects the step just launched; with it, the one before.
         while self._pipeline.num_in_flight > self._num_steps_ahead(is_launched):
             self._collect()
+        self._sample_launched()
         return self._unfinished.take_outputs()
 
     def abort(self, request_id: str) -> bool:
@@ -432,7 +433,7 @@ class Engine:
     def _num_steps_ahead(self, is_launched: bool) -> int:
         """Return how many steps may stay in flight while the next one is scheduled."""
         can_overlap = is_launched and self._scheduler.has_requests
-        return int(self._overlaps and can_overlap and not self._pipeline.holds_next_step)
+        return int(self._overlaps and can_overlap and not self._scheduler.waits_for_drafts)
 
     def _launch(self, batch: ScheduledBatch) -> bool:
         """Launch a step on the device; if memory runs out, make the next ones smaller instead."""
@@ -449,8 +450,23 @@ class Engine:
         self._scheduler.mark_launched(batch)
         return True
 
+    def _sample_launched(self) -> None:
+        """Sample the last step in flight, if it waited for the tokens before it."""
+        try:
+            self._pipeline.sample()
+        except Exception as error:
+            batch = self._pipeline.take_back()
+            self._scheduler.take_back(batch)
+            self._scheduler.note_failed_launch(batch)
+            if not is_out_of_memory(error):
+                raise
+            self._make_steps_smaller(batch)
+
     def _collect(self) -> None:
         """Wait for the oldest step in flight, and append its tokens to their requests."""
+        self._sample_launched()
+        if not self._pipeline.num_in_flight:
+            return
         step = self._pipeline.collect()
         discarded = self._scheduler.update(step.batch, step.token_ids, step.drafts)
         self._counter.count_step(step.batch, step.kind, step.time_s)

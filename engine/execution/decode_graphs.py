@@ -116,12 +116,13 @@ class _State:
     row_ids: Tensor  # [most] int64: its row in `RequestRows`
     positions: Tensor  # [most] int64
     position_offsets: Tensor  # [most] int64: `PromptMedia.position_offset`
-    output_positions: Tensor  # [most] int64: output index of the token being sampled
+    num_prompt_tokens: Tensor  # [most] int64
     is_live: Tensor  # [most] int64: 1, or 0 for padding
     top_k: Tensor  # [most] int64
     seeds: Tensor  # [most] int64
     temperature: Tensor  # [most] float32
     top_p: Tensor  # [most] float32
+    min_p_gaps: Tensor  # [most] float32
     block_tables: Tensor  # [most, max_num_blocks] int32
 
     @classmethod
@@ -137,22 +138,45 @@ class _State:
             row_ids=torch.full((most,), padding_row, dtype=torch.int64, device=device),
             positions=zeros(),
             position_offsets=zeros(),
-            output_positions=zeros(),
+            num_prompt_tokens=zeros(),
             is_live=zeros(),
             top_k=zeros(),
             seeds=zeros(),
             temperature=torch.zeros(most, dtype=torch.float32, device=device),
             top_p=torch.ones(most, dtype=torch.float32, device=device),
+            min_p_gaps=torch.full((most,), -torch.inf, dtype=torch.float32, device=device),
             block_tables=torch.zeros(most, max_num_blocks, dtype=torch.int32, device=device),
         )
 
 
-class DecodeGraphs:
-    """Owns the state of a decoding batch on the device, and a recorded step for each batch size.
+@dataclass(frozen=True, slots=True)
+class ReplayedStep:
+    """A replayed step whose tokens may still have to be sampled.
 
-    A recorded step takes each row's last token, runs the model, samples, and leaves the state ready
-    for the next step: the token stored as the last one, the position advanced. So while the same
-    requests decode, the host uploads nothing but the blocks that some of them begin.
+    Attributes:
+        logits: [num_rows, vocab_size] float32: the caller may change them; the next step overwrites
+            them, and all tensors here.
+        is_finite: [num_rows] bool: whether each row's largest logit is a number.
+    """
+
+    logits: Tensor
+    is_finite: Tensor
+    _token_ids: Tensor
+    _replay_sampling: Callable[[], None]
+
+    def sample(self) -> Tensor:
+        """Sample from the logits, [num_rows] int64; the next step reads the tokens."""
+        self._replay_sampling()
+        return self._token_ids
+
+
+class DecodeGraphs:
+    """Owns the state of a decoding batch on the device, and two graphs for each batch size.
+
+    The first takes each row's last token, runs the model up to the logits, and advances the
+    position. The second samples, and stores each token as the row's last one. In between, the
+    controls of some rows may change their logits. So while the same requests decode, the host
+    uploads nothing but the blocks that some of them begin, and what its controls need.
 
     Invariant: between two calls the first rows of the state are those of `_loaded` at
     `_next_starts`, or `_loaded` is None.
@@ -197,12 +221,13 @@ class DecodeGraphs:
         self._logits = torch.empty(most, vocab_size, dtype=torch.float32, device=device)
         self._token_ids = torch.zeros(most, dtype=torch.int64, device=device)
         self._is_finite = torch.zeros(most, dtype=torch.bool, device=device)
-        self._replays: dict[int, Callable[[], None]] = {}
+        self._forwards: dict[int, Callable[[], None]] = {}
+        self._samplings: dict[int, Callable[[], None]] = {}
         self._loaded: NDArray[np.int64] | None = None
         self._next_starts: NDArray[np.int64] = np.empty(0, dtype=np.int64)
 
     def record_all(self) -> None:
-        """Record a step for each size, the largest first, so that the others fit into its memory.
+        """Record both graphs for each size, the largest first: the others fit into its memory.
 
         Raises:
             EngineError: the steps of this model cannot be recorded on this device.
@@ -210,7 +235,8 @@ class DecodeGraphs:
         is_cuda = self._model.device.type == "cuda"
         before = torch.cuda.memory_reserved(self._model.device) if is_cuda else 0
         for size in reversed(self.sizes):
-            self._replays[size] = self._recorder.record(partial(self._step, size))
+            self._forwards[size] = self._recorder.record(partial(self._compute, size))
+            self._samplings[size] = self._recorder.record(partial(self._sample, size))
         taken = torch.cuda.memory_reserved(self._model.device) - before if is_cuda else 0
         _log.info(
             "decode graphs: %d batch sizes up to %d, %.2f GiB",
@@ -220,12 +246,14 @@ class DecodeGraphs:
         )
 
     def can_replay(self, batch: ScheduledBatch) -> bool:
-        """Return whether a batch only decodes, fits, and has no controls but numbers per row.
+        """Return whether a batch only decodes, and fits.
 
         A step with LoRA adapters is not replayed: the graphs are recorded without them.
         """
-        if batch.has_adapters or batch.chunks or not 0 < len(batch.decodes) <= self.sizes[-1]:
-            return False
+        return not (batch.has_adapters or batch.chunks) and 0 < len(batch.decodes) <= self.sizes[-1]
+
+    def can_sample(self, batch: ScheduledBatch) -> bool:
+        """Return whether the rows of a batch have no controls but numbers."""
         return bool(self._rows.is_plain[self._rows.rows_of(batch)].all())
 
     def unload(self) -> None:
@@ -233,7 +261,14 @@ class DecodeGraphs:
         self._loaded = None
 
     def launch(self, batch: ScheduledBatch) -> SampledTokens:
-        """Replay the step of a batch for which `can_replay` holds."""
+        """Replay the whole step of a batch for which `can_replay` and `can_sample` hold."""
+        # Before the replay, so that if this allocation fails, the state has not advanced.
+        host_buffers = HostBuffers(len(batch.decodes), self._model.device)
+        step = self.compute(batch)
+        return SampledTokens(step.sample(), step.is_finite, host_buffers=host_buffers)
+
+    def compute(self, batch: ScheduledBatch) -> ReplayedStep:
+        """Replay the step of a batch for which `can_replay` holds, up to its logits."""
         rows, num_rows = self._rows.rows_of(batch), len(batch.decodes)
         starts = self._rows.decode_starts(batch)
         size = next(size for size in self.sizes if size >= num_rows)
@@ -244,22 +279,21 @@ class DecodeGraphs:
             self._load(rows, starts, size)
         elif len(begun):
             self._begin_blocks(rows, starts, begun)
-        # Before the replay, so that if this allocation fails, the state has not advanced.
-        host_buffers = HostBuffers(num_rows, self._model.device)
-        self._replays[size]()
-        sampled = SampledTokens(
-            self._token_ids[:num_rows], self._is_finite[:num_rows], host_buffers=host_buffers
-        )
+        self._forwards[size]()
         self._loaded, self._next_starts = rows, starts + 1
-        return sampled
+        return ReplayedStep(
+            logits=self._logits[:num_rows],
+            is_finite=self._is_finite[:num_rows],
+            _token_ids=self._token_ids[:num_rows],
+            _replay_sampling=self._samplings[size],
+        )
 
     @torch.inference_mode()
-    def _step(self, size: int) -> None:
-        """Compute one decode step of the first `size` rows, at fixed addresses."""
+    def _compute(self, size: int) -> None:
+        """Compute the logits of the first `size` rows, at fixed addresses."""
         state, block_size = self._state, self._kv_cache.block_size
-        row_ids, positions, output_positions, is_live = (
-            each[:size]
-            for each in (state.row_ids, state.positions, state.output_positions, state.is_live)
+        row_ids, positions, is_live = (
+            each[:size] for each in (state.row_ids, state.positions, state.is_live)
         )
         columns = positions // block_size
         blocks = state.block_tables[:size].gather(1, columns[:, None])[:, 0].to(torch.int64)
@@ -279,18 +313,23 @@ class DecodeGraphs:
         )
         self._model.forward(inputs, self._kv_cache, logits)
         self._is_finite[:size].copy_(torch.isfinite(logits.amax(dim=-1)))
+        positions += is_live
+
+    @torch.inference_mode()
+    def _sample(self, size: int) -> None:
+        """Sample from the logits of the first `size` rows, at fixed addresses."""
+        state = self._state
         token_ids: Tensor = sample(
-            logits,
+            self._logits[:size],
             state.temperature[:size],
             state.top_k[:size],
             state.top_p[:size],
+            state.min_p_gaps[:size],
             state.seeds[:size],
-            output_positions,
+            state.positions[:size] - state.num_prompt_tokens[:size],
         )
         self._token_ids[:size].copy_(token_ids)
-        self._rows.last_tokens.index_copy_(0, row_ids, token_ids)
-        positions += is_live
-        output_positions += is_live
+        self._rows.last_tokens.index_copy_(0, state.row_ids[:size], token_ids)
 
     def _rope_positions(self, positions: Tensor) -> Tensor | None:
         if not self._model.config.uses_grids:
@@ -313,12 +352,13 @@ class DecodeGraphs:
             (state.row_ids, padded(rows, table.num_rows)),
             (state.positions, padded(starts, 0)),
             (state.position_offsets, padded(table.position_offset[rows], 0)),
-            (state.output_positions, padded(starts + 1 - table.num_prompt_tokens[rows], 0)),
+            (state.num_prompt_tokens, padded(table.num_prompt_tokens[rows], 0)),
             (state.is_live, padded(np.ones_like(rows), 0)),
             (state.top_k, padded(table.top_k[rows], 0)),
             (state.seeds, padded(table.seeds[rows], 0)),
             (state.temperature, padded(table.temperature[rows], 0)),
             (state.top_p, padded(table.top_p[rows], 1)),
+            (state.min_p_gaps, padded(table.min_p_gaps[rows], -np.inf)),
             (state.block_tables[:, : tables.shape[1]], padded(tables, 0)),
         )
         uploaded = self._uploader.upload(*[values for _, values in pairs])

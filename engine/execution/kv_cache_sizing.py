@@ -242,7 +242,7 @@ def run_largest_step(config: EngineConfig, model: Model, dtype: torch.dtype) -> 
         model.forward(inputs, kv_cache, logits)
         ones = torch.ones(num_rows, device=model.device)
         whole = torch.ones(num_rows, dtype=torch.int64, device=model.device)
-        sample(logits, ones, whole, ones, whole, whole)
+        sample(logits, ones, whole, ones, -ones, whole, whole)
         torch.log_softmax(logits[:MAX_SCORED_TOKENS], dim=-1)  # as the scorer does
 
 

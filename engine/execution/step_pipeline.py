@@ -21,7 +21,7 @@ from batchmill.engine.step.feature_rows import FeatureSource
 from batchmill.engine.step.request_rows import RequestRows
 from batchmill.engine.step.step_inputs import StepInputBuilder, StepInputs
 
-from .decode_graphs import DecodeGraphs
+from .decode_graphs import DecodeGraphs, ReplayedStep
 from .warm_up import warm_up_kernels
 
 
@@ -40,13 +40,18 @@ class CollectedStep:
     time_s: float
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class _LaunchedStep:
     batch: ScheduledBatch
-    tokens: SampledTokens
     kind: StepKind
     launched_at_s: float
+    #: The batch as the sampler sees it, and what it samples from.
+    sampled_batch: ScheduledBatch
+    logits: Tensor | None = None
+    replayed: ReplayedStep | None = None
     pooled: PooledStep | None = None
+    #: None while sampling waits for the tokens of the step before.
+    tokens: SampledTokens | None = None
 
 
 class StepPipeline:
@@ -54,7 +59,9 @@ class StepPipeline:
 
     `launch` returns when the work is queued on the device; on a CPU, when it is done. `collect`
     waits for the tokens of the oldest step. A step may be launched before the previous one is
-    collected: it reads the tokens sampled there on the device.
+    collected: it reads the tokens sampled there on the device. If the controls of any of its rows
+    follow the tokens (a structure, penalties), only its logits are computed meanwhile: `sample`
+    queues the rest once the step before is collected.
     """
 
     def __init__(
@@ -110,28 +117,46 @@ class StepPipeline:
         """Steps launched and not collected."""
         return len(self._in_flight)
 
-    @property
-    def holds_next_step(self) -> bool:
-        """Whether the next step can be scheduled only once a step in flight is collected."""
-        return any(step.tokens.holds_next_step for step in self._in_flight)
-
     def launch(self, batch: ScheduledBatch) -> None:
         """Queue a step on the device.
 
         Raises:
             Exception: whatever the model or the device raised; the step is then not in flight.
         """
-        launched_at_s = time.perf_counter()
-        if self._graphs is not None and self._graphs.can_replay(batch):
-            tokens, pooled, kind = self._graphs.launch(batch), None, StepKind.GRAPH
+        sampled = batch.without_pooled_samples()
+        step = _LaunchedStep(batch, _kind(batch), time.perf_counter(), sampled)
+        graphs = self._graphs if self._graphs and self._graphs.can_replay(batch) else None
+        if graphs is not None and graphs.can_sample(batch):
+            step.kind, step.tokens = StepKind.GRAPH, graphs.launch(batch)
         else:
-            (tokens, pooled), kind = self._launch_kernels(batch), _kind(batch)
-        self._in_flight.append(_LaunchedStep(batch, tokens, kind, launched_at_s, pooled))
+            waits = bool(self._in_flight) and self._follows_tokens(sampled)
+            if not waits:
+                self._sampler.prepare(sampled)
+            self._compute(step, graphs)
+            if not waits:
+                self._sample(step)
+        self._in_flight.append(step)
+
+    def sample(self) -> None:
+        """Queue the sampling of the last step, if it waited for tokens that are known now.
+
+        Raises:
+            Exception: whatever the device raised; the step is still in flight, see `take_back`.
+        """
+        if self.num_in_flight == 1 and self._in_flight[0].tokens is None:
+            self._sample(self._in_flight[0])
+
+    def take_back(self) -> ScheduledBatch:
+        """Take the last step, which could not be sampled, out of flight, and return its batch."""
+        step = self._in_flight.pop()
+        assert step.tokens is None, "a sampled step is collected"
+        return step.batch
 
     def collect(self) -> CollectedStep:
         """Wait for the oldest step in flight, and return its tokens."""
         step = self._in_flight[0]
-        token_ids = step.tokens.collect()
+        assert step.tokens is not None, "a step is sampled before it is collected"
+        token_ids = step.tokens.collect(step.batch.discarded)
         if step.pooled is not None:
             token_ids += step.pooled.collect()  # pooled requests are the last of the batch
         self._in_flight.popleft()
@@ -153,15 +178,23 @@ class StepPipeline:
                 self._rows.put_last_token(each.item.request, each.token_ids[-1])
         return token_ids, drafts
 
-    def _launch_kernels(self, batch: ScheduledBatch) -> tuple[SampledTokens, PooledStep | None]:
-        """Launch a step kernel by kernel."""
+    def _follows_tokens(self, batch: ScheduledBatch) -> bool:
+        return bool(self._rows.follows_tokens[self._rows.sampling_rows_of(batch)].any())
+
+    def _compute(self, step: _LaunchedStep, graphs: DecodeGraphs | None) -> None:
+        """Compute the logits of a step: replay it if there are graphs, or launch its kernels."""
+        if graphs is not None:
+            step.replayed = graphs.compute(step.batch)
+            step.logits, step.kind = step.replayed.logits, StepKind.GRAPH
+            return
         if self._graphs is not None:
             self._graphs.unload()
-        sampled = batch.without_pooled_samples()
-        self._sampler.prepare(sampled)
-        logits, states = self._runner.compute(self._builder.build(sampled))
-        pooled = self._pooler.launch(states, batch)
-        return self._sampler.sample(logits, sampled), pooled
+        step.logits, states = self._runner.compute(self._builder.build(step.sampled_batch))
+        step.pooled = self._pooler.launch(states, step.batch)
+
+    def _sample(self, step: _LaunchedStep) -> None:
+        assert step.logits is not None, "a step is computed before it is sampled"
+        step.tokens = self._sampler.sample(step.logits, step.sampled_batch, step.replayed)
 
 
 def _kind(batch: ScheduledBatch) -> StepKind:

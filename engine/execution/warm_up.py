@@ -48,7 +48,7 @@ def warm_up_kernels(model: Model, kv_cache: KVCache) -> None:
     ones = torch.ones(2, dtype=torch.float32, device=device)
     with torch.inference_mode():
         model.forward(inputs, kv_cache, logits)
-        sample(logits, ones, int64(1, 1), ones, int64(0, 0), int64(0, 0))
+        sample(logits, ones, int64(1, 1), ones, -ones, int64(0, 0), int64(0, 0))
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     _log.info("kernels: compiled and loaded in %.1f s", time.perf_counter() - started_at_s)

@@ -96,6 +96,12 @@ class RequestControls:
         return self.can_forbid or self.allowed is not None or self.structure is not None
 
     @property
+    def follows_tokens(self) -> bool:
+        """Whether any of its controls depends on the output tokens."""
+        is_counted = self.counts is not None or self.can_forbid
+        return is_counted or self.structure is not None or self.thinking is not None
+
+    @property
     def is_structure_alone(self) -> bool:
         """Whether of its controls only the structure depends on the output tokens."""
         is_counted = self.counts is not None or self.allowed is not None or self.can_forbid

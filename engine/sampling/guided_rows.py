@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import torch
+import numpy as np
 from torch import Tensor
 
 from batchmill.engine.request.request import Request
+from batchmill.engine.step.upload import Uploader
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,7 +27,7 @@ class GuidedRows:
     scales: Tensor
 
     @classmethod
-    def of(cls, requests: Sequence[Request], device: torch.device) -> GuidedRows | None:
+    def of(cls, requests: Sequence[Request], uploader: Uploader) -> GuidedRows | None:
         """Return the pairs among the requests of a step's rows; None if there are none."""
         links = [(row, each.guidance) for row, each in enumerate(requests) if each.guidance]
         if not links:
@@ -38,9 +39,11 @@ class GuidedRows:
         assert 2 * len(pairs) == len(links), "a guided request samples without its guide"
         guided, guides, scales = zip(*pairs, strict=True)
         return cls(
-            torch.tensor(guided, device=device),
-            torch.tensor(guides, device=device),
-            torch.tensor(scales, dtype=torch.float32, device=device)[:, None],
+            *uploader.upload(
+                np.array(guided, dtype=np.int64),
+                np.array(guides, dtype=np.int64),
+                np.array(scales, dtype=np.float32)[:, None],
+            )
         )
 
     def guide(self, logits: Tensor, is_finite: Tensor) -> None:

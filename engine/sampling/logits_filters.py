@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from batchmill.engine.step.upload import Uploader
+from batchmill.kernels.ops.sample import min_p_gap
 
 #: Bins over the range of distances, so that only the bin in which the mass is reached is sorted.
 _NUM_BINS = 4096
@@ -24,11 +25,19 @@ def uses_numpy(logits: Tensor) -> bool:
     return logits.device.type == "cpu"
 
 
-def is_empty(row: Tensor) -> bool:
-    """Return whether all tokens of a row, [vocab_size] float32, are forbidden."""
-    if uses_numpy(row):
-        return bool(row.numpy().max() == -np.inf)
-    return bool(row.amax() == -torch.inf)
+def are_empty(logits: Tensor, rows: list[int]) -> Tensor:
+    """Return which rows have all their tokens forbidden, [num_rows] bool, on the logits' device.
+
+    Args:
+        logits: [num_rows, vocab_size] float32.
+        rows: The rows to look at; on a CPU the others count as not empty.
+    """
+    if uses_numpy(logits):
+        found = torch.zeros(len(logits), dtype=torch.bool)
+        for row in rows:
+            found[row] = bool(logits[row].numpy().max() == -np.inf)
+        return found
+    return logits.amax(dim=-1) == -torch.inf
 
 
 def keep_masked(logits: Tensor, rows: list[int], masks: NDArray[np.int32]) -> None:
@@ -52,18 +61,29 @@ def keep_masked(logits: Tensor, rows: list[int], masks: NDArray[np.int32]) -> No
     logits[index] = logits[index].masked_fill(allowed_bits == 0, -torch.inf)
 
 
-def keep_only(row: Tensor, allowed: NDArray[np.int64]) -> None:
-    """Forbid all but some token ids in a row, [vocab_size] float32, in place."""
-    if uses_numpy(row):
-        values = row.numpy()
-        kept_values = values[allowed]
-        values.fill(-np.inf)
-        values[allowed] = kept_values
+def keep_only(logits: Tensor, rows: list[int], allowed: list[NDArray[np.int64]]) -> None:
+    """Forbid all but some token ids, in place.
+
+    Args:
+        logits: [num_rows, vocab_size] float32, changed in place.
+        rows: The rows that have a list of allowed tokens.
+        allowed: Their token ids, each [num_allowed] int64.
+    """
+    if uses_numpy(logits):
+        for row, token_ids in zip(rows, allowed, strict=True):
+            values = logits[row].numpy()
+            kept_values = values[token_ids]
+            values.fill(-np.inf)
+            values[token_ids] = kept_values
         return
-    (token_ids,) = Uploader(row.device).upload(allowed)
-    kept = row[token_ids]
-    row.fill_(-torch.inf)
-    row[token_ids] = kept
+    whole, repeated, columns = Uploader(logits.device).upload(
+        np.array(rows, dtype=np.int64),
+        np.repeat(np.array(rows, dtype=np.int64), [len(each) for each in allowed]),
+        np.concatenate(allowed),
+    )
+    kept = logits[repeated, columns]
+    logits.index_fill_(0, whole, -torch.inf)
+    logits[repeated, columns] = kept
 
 
 def keep_min_p(
@@ -76,10 +96,8 @@ def keep_min_p(
         rows: The rows that have a `min_p`.
         min_p: One per row, above 0.
         temperatures: One per row; probabilities are compared at this temperature.
-
-    Source: Nguyen et al. 2024, "Turning Up the Heat: Min-p Sampling", section 3.
     """
-    gaps = (np.array(temperatures) * np.log(min_p)).astype(np.float32)
+    gaps = np.array(list(map(min_p_gap, min_p, temperatures)), dtype=np.float32)
     if uses_numpy(logits):
         for row, gap in zip(rows, gaps, strict=True):
             values = logits[row].numpy()
@@ -91,26 +109,41 @@ def keep_min_p(
     logits.index_copy_(0, index, chosen.masked_fill_(chosen < least[:, None], -torch.inf))
 
 
-def keep_typical(row: Tensor, mass: float, temperature: float) -> None:
-    """Keep the tokens whose surprisal is nearest to the entropy until they reach `mass`, in place.
+def keep_typical(
+    logits: Tensor, rows: list[int], masses: list[float], temperatures: list[float]
+) -> None:
+    """Keep the tokens whose surprisal is nearest to the entropy until they reach a mass, in place.
+
+    Args:
+        logits: [num_rows, vocab_size] float32, changed in place.
+        rows: The rows that have a `typical_p`.
+        masses: One per row, below 1.
+        temperatures: One per row, above 0.
 
     Source: Meister et al. 2023, "Locally Typical Sampling", section 3.
     """
-    if uses_numpy(row):
-        values = row.numpy()
-        if np.isfinite(values.max()):  # NaN, or a row without tokens, has no distribution
-            np.copyto(values, -np.inf, where=~_typical_numpy(values, mass, temperature))
+    if uses_numpy(logits):
+        for row, mass, temperature in zip(rows, masses, temperatures, strict=True):
+            values = logits[row].numpy()
+            if np.isfinite(values.max()):  # NaN, or a row without tokens, has no distribution
+                np.copyto(values, -np.inf, where=~_typical_numpy(values, mass, temperature))
         return
-    log_probs = torch.log_softmax(row / temperature, dim=-1)
+    index, wanted, heat = Uploader(logits.device).upload(
+        np.array(rows, dtype=np.int64),
+        np.array(masses, dtype=np.float32)[:, None],
+        np.array(temperatures, dtype=np.float32)[:, None],
+    )
+    chosen = logits.index_select(0, index)
+    log_probs = torch.log_softmax(chosen / heat, dim=-1)
     probs = log_probs.exp()
     # A forbidden token has probability 0, and 0 * -inf is not a number.
-    entropy = -(probs * log_probs.nan_to_num(neginf=0.0)).sum()
+    entropy = -(probs * log_probs.nan_to_num(neginf=0.0)).sum(dim=-1, keepdim=True)
     distances = (-log_probs - entropy).abs()
-    ascending, order = distances.sort()
-    reached = probs[order].cumsum(dim=-1)
-    # A vector of one index, because a scalar would be read on the host.
-    last = (reached < mass).sum().clamp(max=len(row) - 1)[None]
-    row.masked_fill_(distances > ascending.index_select(0, last), -torch.inf)
+    ascending, order = distances.sort(dim=-1)
+    reached = probs.gather(1, order).cumsum(dim=-1)
+    last = (reached < wanted).sum(dim=-1, keepdim=True).clamp(max=logits.shape[1] - 1)
+    farthest = ascending.gather(1, last)
+    logits.index_copy_(0, index, chosen.masked_fill_(distances > farthest, -torch.inf))
 
 
 def _typical_numpy(

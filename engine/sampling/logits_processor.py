@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import chain
 from typing import TypeVar
 
@@ -12,12 +13,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from batchmill.engine.request.request import Request
+from batchmill.engine.request.sampling_params import SamplingParams
 from batchmill.engine.request.thinking_budget import ThinkingBudget
 from batchmill.engine.request.token_controls import RequestControls, TokenCounts
 from batchmill.engine.step.upload import Uploader
 from batchmill.engine.text.structure_masks import StructureMasks
 
-from .logits_filters import is_empty, keep_masked, keep_min_p, keep_only, keep_typical
+from .logits_filters import are_empty, keep_masked, keep_min_p, keep_only, keep_typical
 
 _T = TypeVar("_T")
 
@@ -32,12 +34,16 @@ class LogitsProcessor:
     def __init__(self, vocab_size: int) -> None:
         self._masks = StructureMasks(vocab_size)
         self._requests: Sequence[Request] = []
+        self._skipped: Collection[Request] = ()
         self._drafts: Mapping[int, Sequence[int]] = {}
         self._controlled = _ControlledRows([])
         self._filtered = _FilteredRows([])
 
     def prepare(
-        self, requests: Sequence[Request], drafts: Mapping[int, Sequence[int]] | None = None
+        self,
+        requests: Sequence[Request],
+        drafts: Mapping[int, Sequence[int]] | None = None,
+        skipped: Collection[Request] = (),
     ) -> None:
         """Begin the work that can be done while the model computes this step's logits.
 
@@ -45,13 +51,15 @@ class LogitsProcessor:
             requests: One per row, with all tokens that are known before the step.
             drafts: The draft tokens before each row that comes after any. Their requests have no
                 control but a structure that depends on the tokens.
+            skipped: Requests that have ended meanwhile: their rows are left as they are.
         """
         self._drafts = drafts or {}
         # The same requests decode together for many steps, so group their rows only once.
-        if requests != self._requests:
-            self._requests = requests
-            self._controlled = _ControlledRows(requests)
-            self._filtered = _FilteredRows(requests)
+        if requests != self._requests or skipped or self._skipped:
+            self._requests, self._skipped = requests, frozenset(skipped)
+            rows = [pair for pair in enumerate(requests) if pair[1] not in self._skipped]
+            self._controlled = _ControlledRows(rows)
+            self._filtered = _FilteredRows(rows)
         self._masks.start(
             [
                 structure.ahead(self._drafts[row]) if row in self._drafts else structure
@@ -59,18 +67,23 @@ class LogitsProcessor:
             ]
         )
 
-    def apply(self, logits: Tensor) -> list[int]:
-        """Change the logits of the prepared step in place; mark requests left without a token.
+    @property
+    def restrictive_rows(self) -> list[int]:
+        """Rows of the prepared step whose controls may forbid every token."""
+        return [row for row, _ in self._controlled.restrictive]
+
+    def apply(self, logits: Tensor) -> Tensor | None:
+        """Change the logits of the prepared step in place.
 
         Args:
             logits: [num_rows, vocab_size] float32.
 
         Returns:
-            Rows after draft tokens that are left without a token. That is no fault of the request:
-            the drafts may be wrong, or end its output.
+            Which rows have no token left, [num_rows] bool on the logits' device: nothing is read on
+            the host here. None if no row's controls may forbid every token.
         """
         rows, filtered = self._controlled, self._filtered
-        forced = _forced_tokens(logits, rows.thinking)
+        forced = _ForcedTokens.of(logits, rows.thinking)
         for row, controls in rows.controls:
             controls.catch_up(self._requests[row].output_token_ids)
         if rows.counts:
@@ -79,28 +92,24 @@ class LogitsProcessor:
             _add_biases(logits, rows.biases)
         if rows.structures:
             keep_masked(logits, [row for row, _ in rows.structures], self._masks.take())
-        for row, allowed in rows.allowed:
-            keep_only(logits[row], allowed)
+        if rows.allowed:
+            keep_only(logits, [row for row, _ in rows.allowed], [each for _, each in rows.allowed])
         if rows.forbidding:
             _forbid(logits, rows.forbidding)
-        for row, token_id, logit in forced:
-            keep_only(logits[row], np.array([token_id], dtype=np.int64))
-            logits[row, token_id] = logit
-        without_token: list[int] = []
-        for row, controls in rows.restrictive:
-            is_left_empty = is_empty(logits[row])
-            if row not in self._drafts:
-                controls.is_exhausted = is_left_empty
-            elif is_left_empty:
-                without_token.append(row)
+        if forced is not None:
+            forced.apply(logits)
+        is_empty = are_empty(logits, self.restrictive_rows) if rows.restrictive else None
         if filtered.min_p:
             indices, min_p, temperatures = (
                 list(each) for each in zip(*filtered.min_p, strict=True)
             )
             keep_min_p(logits, indices, min_p, temperatures)
-        for row, typical_p, temperature in filtered.typical_p:
-            keep_typical(logits[row], typical_p, temperature)
-        return without_token
+        if filtered.typical_p:
+            indices, masses, temperatures = (
+                list(each) for each in zip(*filtered.typical_p, strict=True)
+            )
+            keep_typical(logits, indices, masses, temperatures)
+        return is_empty
 
 
 class _ControlledRows:
@@ -118,11 +127,13 @@ class _ControlledRows:
         restrictive: Rows that may forbid every token.
     """
 
-    def __init__(self, requests: Sequence[Request]) -> None:
-        controls = _present(enumerate(each.controls for each in requests))
+    def __init__(self, rows: Sequence[tuple[int, Request]]) -> None:
+        controls = _present((row, each.controls) for row, each in rows)
         self.controls = controls
         self.counts = _present((row, each.counts) for row, each in controls)
-        self.penalties = _penalties([requests[row] for row, _ in self.counts])
+        self.penalties = _penalties(
+            [each.params for _, each in controls if each.counts is not None]
+        )
         self.biases = _present((row, each.biases) for row, each in controls)
         self.structures = _present((row, each.structure) for row, each in controls)
         self.allowed = _present((row, each.allowed) for row, each in controls)
@@ -135,16 +146,17 @@ class _FilteredRows:
     """The rows of a step that filter by probability; greedy rows do not.
 
     Attributes:
-        min_p: Row, `min_p` and temperature.
+        min_p: Row, `min_p` and temperature of rows with a `typical_p`, which goes after it. The
+            sampler applies `min_p` to all others.
         typical_p: Row, `typical_p` and temperature.
     """
 
-    def __init__(self, requests: Sequence[Request]) -> None:
-        sampled = [
-            (row, each.params) for row, each in enumerate(requests) if each.params.temperature > 0
-        ]
+    def __init__(self, rows: Sequence[tuple[int, Request]]) -> None:
+        sampled = [(row, each.params) for row, each in rows if each.params.temperature > 0]
         self.min_p = [
-            (row, each.min_p, each.temperature) for row, each in sampled if each.min_p > 0
+            (row, each.min_p, each.temperature)
+            for row, each in sampled
+            if each.min_p > 0 and each.typical_p < 1
         ]
         self.typical_p = [
             (row, each.typical_p, each.temperature) for row, each in sampled if each.typical_p < 1
@@ -155,8 +167,7 @@ def _present(pairs: Iterable[tuple[int, _T | None]]) -> list[tuple[int, _T]]:
     return [(row, value) for row, value in pairs if value is not None]
 
 
-def _penalties(requests: Sequence[Request]) -> NDArray[np.float32]:
-    params = [each.params for each in requests]
+def _penalties(params: Sequence[SamplingParams]) -> NDArray[np.float32]:
     return np.array(
         [
             (each.repetition_penalty, each.frequency_penalty, each.presence_penalty)
@@ -203,16 +214,33 @@ def _add_biases(
     logits[index] += _on_device(np.concatenate([values for _, (_, values) in biases]), logits)
 
 
-def _forced_tokens(
-    logits: Tensor, thinking: list[tuple[int, ThinkingBudget]]
-) -> list[tuple[int, int, Tensor]]:
-    """Return the rows that have to end a thought, with the token and the row's largest logit.
+@dataclass(frozen=True, slots=True)
+class _ForcedTokens:
+    """The rows that have to end a thought, with the token and the row's largest logit.
 
     The token gets that logit, whatever the other controls make of it: a logit that is not finite
     must not be hidden.
     """
-    found = [(row, each.forced_token_id) for row, each in thinking]
-    return [(row, token_id, logits[row].amax()) for row, token_id in found if token_id is not None]
+
+    rows: Tensor  # [num_forced] int64
+    token_ids: Tensor  # [num_forced] int64
+    largest: Tensor  # [num_forced] float32
+
+    @classmethod
+    def of(cls, logits: Tensor, thinking: list[tuple[int, ThinkingBudget]]) -> _ForcedTokens | None:
+        """Find the rows before any control changes the logits; None if there are none."""
+        found = [(row, each.forced_token_id) for row, each in thinking]
+        pairs = [(row, token_id) for row, token_id in found if token_id is not None]
+        if not pairs:
+            return None
+        rows, token_ids = np.array(pairs, dtype=np.int64).T
+        index, columns = _index(logits, rows, token_ids)
+        return cls(index, columns, logits[index].amax(dim=-1))
+
+    def apply(self, logits: Tensor) -> None:
+        """Forbid all other tokens of these rows, in place."""
+        logits.index_fill_(0, self.rows, -torch.inf)
+        logits[self.rows, self.token_ids] = self.largest
 
 
 def _forbid(logits: Tensor, forbidding: list[tuple[int, RequestControls]]) -> None:

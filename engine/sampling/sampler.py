@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -18,9 +19,20 @@ from batchmill.kernels.ops.sample import sample
 
 from .guided_rows import GuidedRows
 from .logits_processor import LogitsProcessor
-from .sampled_tokens import SampledTokens
+from .sampled_tokens import KnownScores, SampledScores, SampledTokens
 from .scorer import Scorer
 from .watermark_rows import marked_rows, with_marks
+
+
+class RecordedSampling(Protocol):
+    """Samples the rows of a step by a recorded graph; see `DecodeGraphs`."""
+
+    @property
+    def is_finite(self) -> Tensor:
+        """Whether each row's largest logit is a number, before any control; [num_rows] bool."""
+
+    def sample(self) -> Tensor:
+        """Sample a token per row, [num_rows] int64, and put it where the next step reads it."""
 
 
 class Sampler:
@@ -28,6 +40,7 @@ class Sampler:
 
     A token depends on its row's logits, its request's controls and seed, and its index in the
     output; not on the batch. So a resumed or preempted request samples the same tokens again.
+    Nothing is read on the host before the tokens are collected.
     """
 
     def __init__(self, vocab_size: int, rows: RequestRows) -> None:
@@ -42,25 +55,38 @@ class Sampler:
         self._prepared: ScheduledBatch | None = None
         # One per row; empty if all rows are plain (`RequestRows.is_plain`).
         self._requests: list[Request] = []
+        # The same requests decode together for many steps: find these rows only once.
+        self._special = _SpecialRows.of([])
         # The same requests decode together for many steps: upload their controls only once.
         self._sampling_rows: NDArray[np.int64] | None = None
         self._controls: _RowControls | None = None
         self._uploader = Uploader(rows.last_tokens.device)
 
     def prepare(self, batch: ScheduledBatch) -> None:
-        """Begin the work that can be done while the model computes the batch's logits."""
+        """Begin the work that can be done while the model computes the batch's logits.
+
+        If any row follows its tokens (`RequestRows.follows_tokens`), the tokens of all steps before
+        must be known.
+        """
         self._prepared = batch
         is_plain = bool(self._rows.is_plain[self._rows.sampling_rows_of(batch)].all())
-        self._requests = [] if is_plain else batch.request_of_each_row
-        self._logits_processor.prepare(self._requests, batch.drafts_of_rows)
+        requests = [] if is_plain else batch.request_of_each_row
+        if requests != self._requests:
+            self._special = _SpecialRows.of(requests)
+        self._requests = requests
+        self._logits_processor.prepare(requests, batch.drafts_of_rows, batch.discarded)
 
-    def sample(self, logits: Tensor, batch: ScheduledBatch) -> SampledTokens:
+    def sample(
+        self, logits: Tensor, batch: ScheduledBatch, recorded: RecordedSampling | None = None
+    ) -> SampledTokens:
         """Sample a token for each row that needs one, and score the tokens that need scores.
 
         Args:
             logits: [num_rows, vocab_size] float32, for each request of the batch the rows that
                 score its known tokens and then the rows that sample; changed in place.
             batch: The step that they come from.
+            recorded: Samples these rows faster, if they need no more than the numbers of
+                `RequestRows` once their logits are processed.
 
         Returns:
             One token for each of `batch.request_of_each_row`, possibly still being computed.
@@ -68,44 +94,61 @@ class Sampler:
         if self._prepared is not batch:
             self.prepare(batch)
         self._prepared = None
-        scores_known = any(item.scored for item in batch.chunks)
-        if scores_known:
-            logits = _score_known_tokens(logits, batch)
+        known_scores = None
+        if any(item.scored for item in batch.chunks):
+            logits, known_scores = _score_known_tokens(logits, batch, self._uploader)
         rows = self._rows.sampling_rows_of(batch)
         if not len(rows):
             # On the device, so that collecting the step waits for it. Otherwise the host would run
             # ahead of a long prompt's chunks without bound.
             no_ids = torch.empty(0, dtype=torch.int64, device=logits.device)
-            return SampledTokens(no_ids, no_ids.bool(), holds_next_step=scores_known)
-        is_finite = _have_finite_maximum(logits)
-        scored = self._scored_rows(is_finite)
-        scorer = _scorer(logits, scored)
-        guided = GuidedRows.of(self._requests, logits.device)
+            return SampledTokens(no_ids, no_ids.bool(), known_scores=known_scores)
+        is_finite = _have_finite_maximum(logits) if recorded is None else recorded.is_finite
+        scorer = _scorer(logits, self._special.scored, self._uploader)
+        guided = self._special.guided_on(self._uploader)
         if guided is not None:
             guided.guide(logits, is_finite)
-        without_token = self._logits_processor.apply(logits)
-        controls, positions = self._upload_controls(rows, batch)
-        token_ids: Tensor = sample(logits, *controls.numbers, positions)
+        is_empty = self._logits_processor.apply(logits) if self._requests else None
+        token_ids, update = self._sample(logits, batch, rows, recorded)
         if guided is not None:
             guided.share_tokens(token_ids)
-        is_marked = any(each.watermark is not None for each in self._requests)
-        controlled = [pair for pair in enumerate(self._requests) if pair[1].controls is not None]
+        scores = None
+        if scorer is not None:
+            (index,) = self._uploader.upload(self._special.scored_rows)
+            scores = SampledScores(self._special.scored, scorer.begin_copy(token_ids[index]))
         sampled = SampledTokens(
             token_ids,
             is_finite,
-            holds_next_step=bool(
-                controlled or scored or scores_known or is_marked or guided is not None
-            ),
-            controlled=controlled,
-            without_token=without_token,
-            scored=scored,
-            scorer=scorer,
+            is_empty=is_empty,
+            restrictive=self._special.restrictive if is_empty is not None else (),
+            drafted_rows=batch.drafts_of_rows,
+            scores=scores,
+            known_scores=known_scores,
         )
         # Last, so that if anything failed before, the retried step finds the tokens that it began
         # with. A request with draft tokens may get the token of any of its rows here; the host
         # corrects that once it knows which drafts are accepted.
-        self._rows.last_tokens.index_copy_(0, controls.rows, token_ids)
+        if update is not None:
+            self._rows.last_tokens.index_copy_(0, update, token_ids)
         return sampled
+
+    def _sample(
+        self,
+        logits: Tensor,
+        batch: ScheduledBatch,
+        rows: NDArray[np.int64],
+        recorded: RecordedSampling | None,
+    ) -> tuple[Tensor, Tensor | None]:
+        """Sample from the processed logits.
+
+        Returns:
+            A token per row, and the rows of `last_tokens` to put them into; None if that is done.
+        """
+        if recorded is not None and not (self._special.has_guides or self._special.has_marks):
+            return recorded.sample(), None
+        controls, positions = self._upload_controls(rows, batch)
+        token_ids: Tensor = sample(logits, *controls.numbers, positions)
+        return token_ids, controls.rows
 
     def _upload_controls(
         self, rows: NDArray[np.int64], batch: ScheduledBatch
@@ -114,7 +157,7 @@ class Sampler:
         table = self._rows
         positions = _num_tokens(batch, table) - table.num_prompt_tokens[rows]
         seeds = table.seeds[rows]
-        marks = marked_rows(batch) if self._requests else []
+        marks = marked_rows(batch) if self._special.has_marks else []
         if marks:
             seeds, positions = with_marks(seeds, positions, marks)
         elif rows is self._sampling_rows and self._controls is not None:
@@ -125,6 +168,7 @@ class Sampler:
             table.temperature[rows],
             table.top_k[rows],
             table.top_p[rows],
+            table.min_p_gaps[rows],
             seeds,
             rows,
         )
@@ -133,16 +177,53 @@ class Sampler:
         self._controls = _RowControls(*controls)
         return self._controls, uploaded_positions
 
-    def _scored_rows(self, is_finite: Tensor) -> list[tuple[int, Request]]:
-        wanted = [
-            (row, request)
-            for row, request in enumerate(self._requests)
-            if request.scores is not None and request.scores.wants_output
-        ]
-        if not wanted:
-            return []
-        finite = is_finite.tolist()
-        return [(row, request) for row, request in wanted if finite[row]]
+
+@dataclass(frozen=True, slots=True)
+class _SpecialRows:
+    """The rows of a step that need more than their logits, by what they need.
+
+    Attributes:
+        scored: Rows whose tokens are scored.
+        restrictive: Rows whose controls may leave no token.
+        has_guides: Whether any row is guided by another one.
+        has_marks: Whether any row is watermarked.
+        requests: One per row.
+    """
+
+    scored: list[tuple[int, Request]]
+    restrictive: list[tuple[int, Request]]
+    has_guides: bool
+    has_marks: bool
+    requests: list[Request]
+
+    @classmethod
+    def of(cls, requests: list[Request]) -> _SpecialRows:
+        """Find the rows among a step's requests, one per row."""
+        rows = list(enumerate(requests))
+        return cls(
+            scored=[
+                (row, each)
+                for row, each in rows
+                if each.scores is not None and each.scores.wants_output
+            ],
+            restrictive=[
+                (row, each)
+                for row, each in rows
+                if each.controls is not None and each.controls.is_restrictive
+            ],
+            has_guides=any(each.guidance is not None for each in requests),
+            has_marks=any(each.watermark is not None for each in requests),
+            requests=requests,
+        )
+
+    @property
+    def scored_rows(self) -> NDArray[np.int64]:
+        """The numbers of the scored rows, [num_scored] int64."""
+        return np.array([row for row, _ in self.scored], dtype=np.int64)
+
+    def guided_on(self, uploader: Uploader) -> GuidedRows | None:
+        """Return the pairs of guided rows and their guides; None if there are none."""
+        return GuidedRows.of(self.requests, uploader) if self.has_guides else None
 
 
 def _num_tokens(batch: ScheduledBatch, rows: RequestRows) -> NDArray[np.int64]:
@@ -172,33 +253,39 @@ class _RowControls:
     temperature: Tensor  # [num_rows] float32
     top_k: Tensor  # [num_rows] int64
     top_p: Tensor  # [num_rows] float32
+    min_p_gaps: Tensor  # [num_rows] float32
     seeds: Tensor  # [num_rows] int64
     rows: Tensor  # [num_rows] int64: their rows in `RequestRows`
 
     @property
-    def numbers(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    def numbers(self) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
         """The arguments of the op `sample`."""
-        return self.temperature, self.top_k, self.top_p, self.seeds
+        return self.temperature, self.top_k, self.top_p, self.min_p_gaps, self.seeds
 
 
-def _scorer(logits: Tensor, scored: Sequence[tuple[int, Request]]) -> Scorer | None:
+def _scorer(
+    logits: Tensor, scored: Sequence[tuple[int, Request]], uploader: Uploader
+) -> Scorer | None:
     """Return a scorer of some of the sampling rows, or None if there are none."""
     if not scored:
         return None
     wanted = [scores for _, each in scored if (scores := each.scores) is not None]
+    (index,) = uploader.upload(np.array([row for row, _ in scored], dtype=np.int64))
     return Scorer(
-        logits[torch.tensor([row for row, _ in scored], device=logits.device)],
+        logits[index],
         [scores.num_logprobs or 0 for scores in wanted],
         [scores.asked_token_ids for scores in wanted],
         with_entropy=any(scores.wants_entropy for scores in wanted),
     )
 
 
-def _score_known_tokens(logits: Tensor, batch: ScheduledBatch) -> Tensor:
-    """Score known tokens of the requests, and return the rows that sample.
+def _score_known_tokens(
+    logits: Tensor, batch: ScheduledBatch, uploader: Uploader
+) -> tuple[Tensor, KnownScores]:
+    """Score known tokens of the requests.
 
     Returns:
-        [num_sampling_rows, vocab_size] float32, a copy.
+        The rows that sample, [num_sampling_rows, vocab_size] float32, a copy; and the scores.
     """
     known: list[tuple[int, Request, int]] = []
     sampling: list[int] = []
@@ -213,15 +300,19 @@ def _score_known_tokens(logits: Tensor, batch: ScheduledBatch) -> Tensor:
         for _, request, position in known
         if (scores := request.scores) is not None
     ]
+    tokens = [
+        (request, position, request.token_ids_slice(position, position + 1)[0])
+        for _, request, position in known
+    ]
+    known_rows, sampling_rows, token_ids = uploader.upload(
+        np.array([each for each, _, _ in known], dtype=np.int64),
+        np.array(sampling, dtype=np.int64),
+        np.array([token_id for *_, token_id in tokens], dtype=np.int64),
+    )
     scorer = Scorer(
-        logits[torch.tensor([each for each, _, _ in known], device=logits.device)],
+        logits[known_rows],
         [scores.num_top(position) for scores, position in wanted],
         [scores.asked_at(position) for scores, position in wanted],
         with_entropy=any(scores.wants_entropy for scores, _ in wanted),
     )
-    token_ids = [
-        request.token_ids_slice(position, position + 1)[0] for _, request, position in known
-    ]
-    for (scores, position), score in zip(wanted, scorer.score(token_ids), strict=True):
-        scores.put(position, score)
-    return logits[torch.tensor(sampling, dtype=torch.int64, device=logits.device)]
+    return logits[sampling_rows], KnownScores(tokens, scorer.begin_copy(token_ids))

@@ -124,6 +124,24 @@ class RunningRequests:
             if item.needs_sample:
                 self.prefilling.discard(request)
 
+    def take_back(self, batch: ScheduledBatch) -> None:
+        """Undo `mark_launched` of the only step in flight, whose tokens could not be sampled."""
+        assert list(self.in_flight) == [batch], "only the last step can be taken back"
+        self.in_flight.clear()
+        decodes = zip(batch.decodes, batch.decode_starts, strict=True)
+        shares = [(each, start, 1) for each, start in decodes]
+        shares += [(x.request, x.num_computed_tokens, x.num_sampled_tokens) for x in batch.chunks]
+        for request, num_computed_tokens, num_sampled in shares:
+            if request in batch.discarded:
+                self._note_discarded_step(request, is_finite=False)
+                continue
+            request.num_steps_in_flight -= 1
+            request.num_pending_tokens -= num_sampled
+            request.num_computed_tokens = num_computed_tokens
+        for item in batch.chunks:
+            if item.request not in batch.discarded and not item.draft_token_ids:
+                self.prefilling.add(item.request)
+
     def collect(
         self,
         batch: ScheduledBatch,

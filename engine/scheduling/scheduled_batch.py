@@ -20,7 +20,7 @@ class StepKind(enum.StrEnum):
     #: Only decodes, replayed from a graph.
     GRAPH = "graph"
     #: Only decodes, kernel by kernel: graphs are off, the batch is too large for them, or a request
-    #: has controls that work on whole rows of logits.
+    #: has a LoRA adapter.
     DECODE = "decode"
     #: Decodes, some with draft tokens, kernel by kernel.
     SPECULATION = "speculation"

@@ -225,6 +225,18 @@ class Scheduler:
         self._in_batch_sharers = []
         self._running.mark_launched(batch)
 
+    def take_back(self, batch: ScheduledBatch) -> None:
+        """Undo `mark_launched` of the last step, whose tokens could not be sampled."""
+        self._running.take_back(batch)
+        self._in_batch_sharers = [
+            each for each in batch.in_batch_sharers if each not in batch.discarded
+        ]
+
+    @property
+    def waits_for_drafts(self) -> bool:
+        """Whether draft tokens gain more than to schedule the next step during this one."""
+        return self._speculation is not None and self._speculation.pays_for(self.running)
+
     def update(
         self,
         batch: ScheduledBatch,

@@ -63,6 +63,14 @@ class Speculation:
                 rest.append(request)
         return rest
 
+    def pays_for(self, running: Sequence[Request]) -> bool:
+        """Return whether drafts gain more than to schedule a step while the one before it runs.
+
+        Drafts continue from known tokens, so a request gets none while its last token is pending.
+        If half of the running requests may get some, the steps saved are worth more.
+        """
+        return 2 * sum(each.drafter is not None for each in running) >= len(running)
+
     def _propose(self, request: Request, most: int, num_looked_up: int) -> tuple[int, ...]:
         """Propose at most `most` draft tokens: forced ones, else at most `num_looked_up` others.
 

@@ -8,7 +8,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from batchmill.engine.request.request import Request
+from batchmill.engine.request.sampling_params import SamplingParams
 from batchmill.engine.scheduling.scheduled_batch import ScheduledBatch
+from batchmill.kernels.ops.sample import min_p_gap
 
 #: The least `top_p` that float32 holds as a normal number. Smaller ones, such as 1e-50, would be
 #: 0, at which no token is kept; the likeliest one should be.
@@ -33,11 +35,14 @@ class RequestRows:
         temperature: [num_rows] float32, on the host like all that follow.
         top_k: [num_rows] int64.
         top_p: [num_rows] float32.
+        min_p_gaps: [num_rows] float32; -inf where another filter has to go between `min_p` and the
+            sampler (`LogitsProcessor`), or none is asked for.
         seeds: [num_rows] int64.
         num_prompt_tokens: [num_rows] int64.
         is_plain: [num_rows] bool: whether these numbers are all the controls of the request, and
             none of its tokens are scored or marked.
         position_offset: [num_rows] int64: `PromptMedia.position_offset`, 0 without media.
+        follows_tokens: [num_rows] bool: whether sampling needs the request's tokens on the host.
         num_releases: [num_rows] int64: `Request.num_releases` when the row's block table was
             begun; -1 if it was not. A difference means that the table is stale.
 
@@ -51,10 +56,12 @@ class RequestRows:
         self.temperature = np.zeros(num_rows, dtype=np.float32)
         self.top_k = np.zeros(num_rows, dtype=np.int64)
         self.top_p = np.ones(num_rows, dtype=np.float32)
+        self.min_p_gaps = np.full(num_rows, -np.inf, dtype=np.float32)
         self.seeds = np.zeros(num_rows, dtype=np.int64)
         self.num_prompt_tokens = np.zeros(num_rows, dtype=np.int64)
         self.position_offset = np.zeros(num_rows, dtype=np.int64)
         self.is_plain = np.ones(num_rows, dtype=np.bool_)
+        self.follows_tokens = np.zeros(num_rows, dtype=np.bool_)
         self.num_releases = np.full(num_rows, -1, dtype=np.int64)
         self._row_by_request: dict[Request, int] = {}
         self._free_rows = list(range(num_rows - 1, -1, -1))
@@ -112,11 +119,13 @@ class RequestRows:
             self.temperature[row] = params.temperature
             self.top_k[row] = params.num_top_k
             self.top_p[row] = max(params.top_p, _LEAST_TOP_P)
+            self.min_p_gaps[row] = _min_p_gap(params)
             self.seeds[row] = request.seed
             self.num_prompt_tokens[row] = len(request.prompt_token_ids)
             self.is_plain[row] = _is_plain(request)
             media = request.media
             self.position_offset[row] = 0 if media is None else media.position_offset
+            self.follows_tokens[row] = _follows_tokens(request)
         return row
 
     def _reclaim(self, batch: ScheduledBatch) -> None:
@@ -126,9 +135,18 @@ class RequestRows:
             self._free_rows.append(self._row_by_request.pop(request))
 
 
+def _min_p_gap(params: SamplingParams) -> float:
+    return min_p_gap(params.min_p if params.typical_p == 1 else 0, params.temperature)
+
+
 def _is_plain(request: Request) -> bool:
     params = request.params
-    is_filtered = params.temperature > 0 and (params.min_p > 0 or params.typical_p < 1)
+    is_filtered = params.temperature > 0 and params.typical_p < 1
     has_own_rows = request.controls is not None or request.scores is not None
     is_alone = request.guidance is None
     return not has_own_rows and request.watermark is None and not is_filtered and is_alone
+
+
+def _follows_tokens(request: Request) -> bool:
+    has_such_controls = request.controls is not None and request.controls.follows_tokens
+    return has_such_controls or request.watermark is not None

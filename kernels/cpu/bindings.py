@@ -170,6 +170,7 @@ def sample_cpp(
     temperature: Tensor,
     top_k: Tensor,
     top_p: Tensor,
+    min_p_gaps: Tensor,
     seeds: Tensor,
     positions: Tensor,
     *,
@@ -183,13 +184,13 @@ def sample_cpp(
     _dtype_number("logits", logits)
     _check_rows("logits", logits, 1)
     _check_contiguous(temperature=temperature, top_k=top_k, top_p=top_p)
-    _check_contiguous(seeds=seeds, positions=positions)
+    _check_contiguous(min_p_gaps=min_p_gaps, seeds=seeds, positions=positions)
     num_rows, vocab_size = logits.shape
     out = torch.empty(num_rows, dtype=torch.int64)
     (library or default_library()).bm_sample(
         out.data_ptr(), logits.data_ptr(), temperature.data_ptr(), top_k.data_ptr(),
-        top_p.data_ptr(), seeds.data_ptr(), positions.data_ptr(), num_rows, vocab_size,
-        logits.stride(0), torch.get_num_threads(),
+        top_p.data_ptr(), min_p_gaps.data_ptr(), seeds.data_ptr(), positions.data_ptr(), num_rows,
+        vocab_size, logits.stride(0), torch.get_num_threads(),
     )  # fmt: skip
     return out
 

@@ -7,7 +7,7 @@
 #include "ops.h"
 #include "vec.h"
 
-BM_EXPORT int bm_abi_version() { return 6; }
+BM_EXPORT int bm_abi_version() { return 7; }
 
 namespace {
 

@@ -77,6 +77,6 @@ BM_EXPORT void bm_int8_linear(void* out, const void* x, const float* x_scales, c
 
 // Logits are float, -inf forbids a token; out is [num_rows].
 BM_EXPORT void bm_sample(int64_t* out, const float* logits, const float* temperature,
-                         const int64_t* top_k, const float* top_p, const int64_t* seeds,
-                         const int64_t* positions, int num_rows, int vocab_size, long row_stride,
-                         int num_threads);
+                         const int64_t* top_k, const float* top_p, const float* min_p_gaps,
+                         const int64_t* seeds, const int64_t* positions, int num_rows,
+                         int vocab_size, long row_stride, int num_threads);

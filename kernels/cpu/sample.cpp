@@ -1,4 +1,4 @@
-// Samples one token per row: temperature, top-k, top-p, then the largest logit plus Gumbel noise.
+// Samples one token per row: temperature, min-p, top-k, top-p, then the largest logit plus Gumbel noise.
 //
 // The noise hashes (seed, position, token id) exactly as the reference does; its logarithms are
 // correct to a few units in the last place, like the reference's. The noise is bounded, so tokens
@@ -26,6 +26,7 @@ struct Row {
   const float* logits;
   int size;
   float heat, top_p;
+  float least;  // smallest logit that min-p keeps
   int64_t top_k;
   uint32_t state;  // of the hash after seed and position
   float scaled(int token) const { return logits[token] / heat; }
@@ -146,7 +147,7 @@ Mass weigh(const Row& row, float highest, float floor, std::vector<float>& weigh
   vi counts = {};  // a true comparison is -1
   each_scores(row.logits, row.size, [&](int i, vf logits) {
     vf scaled = logits / row.heat;
-    vi kept = scaled >= floor;
+    vi kept = (scaled >= floor) & (logits >= row.least);
     vf weight = kept ? exp(scaled - highest) : vf{};
     store(weights.data() + i, weight);
     sums += __builtin_convertvector(weight, vd);
@@ -195,13 +196,14 @@ float nucleus_floor(const Row& row, float highest, float floor, std::vector<floa
   return std::max(floor, highest - kLargestSpan);  // rounded sums fall short of p: keep all
 }
 
-int64_t sample_row(const Row& row) {
+int64_t sample_row(Row row, float min_p_gap) {
   Best likeliest;
   each_scores(row.logits, row.size, [&](int i, vf logits) { likeliest.take(i, logits); });
   float highest = likeliest.score();
   // Without a finite largest logit there is no distribution; the batch must not fail for it.
   if (row.heat == 0.0f || !std::isfinite(highest)) return likeliest.token();
 
+  row.least = highest + min_p_gap;
   static thread_local std::vector<float> scratch;
   float floor = -INFINITY;
   if (row.top_k > 0 && row.top_k < row.size) floor = kth_largest(row, scratch) / row.heat;
@@ -217,7 +219,8 @@ int64_t sample_row(const Row& row) {
   each_scores(row.logits, row.size, [&](int i, vf logits) {
     if (!any(logits >= least)) return;
     vf scaled = logits / row.heat;
-    best.take(i, scaled >= floor ? scaled + gumbel(row.state, i) : splat(-INFINITY));
+    vi kept = (scaled >= floor) & (logits >= row.least);
+    best.take(i, kept ? scaled + gumbel(row.state, i) : splat(-INFINITY));
   });
   return best.token();
 }
@@ -225,11 +228,12 @@ int64_t sample_row(const Row& row) {
 }  // namespace
 
 BM_EXPORT void bm_sample(int64_t* out, const float* logits, const float* temperature,
-                         const int64_t* top_k, const float* top_p, const int64_t* seeds,
-                         const int64_t* positions, int num_rows, int vocab_size, long row_stride,
-                         int num_threads) {
+                         const int64_t* top_k, const float* top_p, const float* min_p_gaps,
+                         const int64_t* seeds, const int64_t* positions, int num_rows,
+                         int vocab_size, long row_stride, int num_threads) {
   parallel_for(num_rows, num_threads, [=](int i) {
-    out[i] = sample_row({logits + i * row_stride, vocab_size, temperature[i], top_p[i], top_k[i],
-                         state_of(seeds[i], positions[i])});
+    out[i] = sample_row({logits + i * row_stride, vocab_size, temperature[i], top_p[i], 0.0f,
+                         top_k[i], state_of(seeds[i], positions[i])},
+                        min_p_gaps[i]);
   });
 }

@@ -1,8 +1,8 @@
 """Triton backend of `sample`: no sort, no synchronisation, and no random state.
 
-Rows with top-k or top-p first get a floor, the smallest value that they keep (`sample_floor.py`);
-other rows leave that kernel at once. Then each tile of the vocabulary is searched for the largest
-logit plus noise, and a small kernel picks the best tile.
+Rows with min-p, top-k or top-p first get a floor, the smallest logit that they keep
+(`sample_floor.py`); other rows leave that kernel at once. Then each tile of the vocabulary is
+searched for the largest logit plus noise, and a small kernel picks the best tile.
 
 The noise hashes (seed, position, token id) exactly as the reference does; its logarithms are
 correct to a few units in the last place, like the reference's.
@@ -19,7 +19,7 @@ import triton.language as tl
 from torch import Tensor
 
 from .launch import check_device
-from .sample_floor import MAX_CANDIDATES, order_key, sample_floor_kernel, scale_logits
+from .sample_floor import MAX_CANDIDATES, sample_floor_kernel, scale_logits
 
 #: Vocabulary entries per program of the search.
 TILE = 4096
@@ -70,7 +70,7 @@ def gumbel_noise(seed, position, token_ids):
 def sample_tile_kernel(
     best_scores,  # float32 [num_rows, num_tiles]
     best_ids,  # int32 [num_rows, num_tiles]
-    floors,  # uint32 as int32 [num_rows]
+    floors,  # float32 [num_rows]
     logits,  # float32 [num_rows, vocab_size], rows row_stride apart
     temperature,  # float32 [num_rows]
     seeds,  # int64 [num_rows]
@@ -90,9 +90,8 @@ def sample_tile_kernel(
     scores = values
     if heat > 0:
         scaled = scale_logits(values, heat)
-        floor = tl.load(floors + index).to(tl.uint32, bitcast=True)
         noise = gumbel_noise(tl.load(seeds + index), tl.load(positions + index), columns)
-        scores = tl.where(order_key(scaled) >= floor, scaled + noise, float("-inf"))
+        scores = tl.where(values >= tl.load(floors + index), scaled + noise, float("-inf"))
     scores = tl.where(scores == scores, scores, float("-inf"))  # NaN must not decide the index
     best, column = tl.max(scores, 0, return_indices=True, return_indices_tie_break_left=True)
     slot = index * tl.num_programs(1) + tile
@@ -121,6 +120,7 @@ def sample_triton(
     temperature: Tensor,
     top_k: Tensor,
     top_p: Tensor,
+    min_p_gaps: Tensor,
     seeds: Tensor,
     positions: Tensor,
 ) -> Tensor:
@@ -131,13 +131,13 @@ def sample_triton(
     if num_rows == 0:
         return token_ids
     num_tiles = triton.cdiv(vocab_size, TILE)
-    floors = torch.empty(num_rows, dtype=torch.int32, device=logits.device)
+    floors = torch.empty(num_rows, dtype=torch.float32, device=logits.device)
     candidates = logits.new_empty((num_rows, MAX_CANDIDATES))
     best_scores = torch.empty((num_rows, num_tiles), dtype=torch.float32, device=logits.device)
     best_ids = torch.empty((num_rows, num_tiles), dtype=torch.int32, device=logits.device)
     stride = logits.stride(0)
     sample_floor_kernel[(num_rows,)](
-        floors, candidates, logits, temperature, top_k, top_p, stride, vocab_size,
+        floors, candidates, logits, temperature, top_k, top_p, min_p_gaps, stride, vocab_size,
         MOST=MAX_CANDIDATES, TILE=FLOOR_TILE, num_warps=16, enable_fp_fusion=False,
     )  # fmt: skip
     sample_tile_kernel[(num_rows, num_tiles)](

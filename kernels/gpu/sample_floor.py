@@ -1,4 +1,4 @@
-"""Find the smallest value that top-k and top-p keep in a row, without a sort.
+"""Find the smallest logit that min-p, top-k and top-p keep in a row, without a sort.
 
 Values are compared by integer keys that preserve their order, and the floor is searched for in a
 bracket of keys: each pass over the row counts (or weighs) the entries that reach four trial keys,
@@ -170,22 +170,35 @@ def refine(keys, weights, low, high, wanted):
 
 
 @triton.jit
+def first_tie(low, heat):
+    """Return the first key whose scaled value equals that of `low`: tokens that tie are kept."""
+    wanted = order_key(scale_logits(value_of(low), heat))
+    below = (low * 0 + KEY_OF_NOTHING).to(tl.uint32)  # the last key known to be scaled to less
+    while low - below > 1:
+        middle = below + ((low - below) >> 1)
+        reaches = order_key(scale_logits(value_of(middle), heat)) >= wanted
+        low, below = tl.where(reaches, middle, low), tl.where(reaches, below, middle)
+    return low
+
+
+@triton.jit
 def sample_floor_kernel(
-    floors,  # uint32 as int32 [num_rows]
+    floors,  # float32 [num_rows]
     candidates,  # float32 [num_rows, MOST], scratch
     logits,  # float32 [num_rows, vocab_size], rows row_stride apart
     temperature,  # float32 [num_rows]
     top_k,  # int64 [num_rows]
     top_p,  # float32 [num_rows]
+    min_p_gaps,  # float32 [num_rows]
     row_stride,
     vocab_size,
     MOST: tl.constexpr,
     TILE: tl.constexpr,
 ):
-    """Program r: the key of the smallest scaled value that row r keeps, 0 if it keeps all.
+    """Program r: the smallest logit that row r keeps, -inf if it keeps all.
 
-    Logits are compared unscaled, because division by the temperature keeps their order. The floor
-    is divided at the end, so tokens that tie with it only after scaling are kept as well.
+    Logits are compared unscaled, because division by the temperature keeps their order. Tokens that
+    tie with the last one of top-k and top-p only after scaling are kept as well.
     """
     index = tl.program_id(0)
     heat = tl.load(temperature + index)
@@ -193,26 +206,37 @@ def sample_floor_kernel(
     p = tl.load(top_p + index)
     by_count = (heat > 0) & (k > 0) & (k < vocab_size)
     by_mass = (heat > 0) & (p < 1)
-    floor = (index * 0).to(tl.uint32)
-    if by_count | by_mass:
+    gap = tl.load(min_p_gaps + index)
+    by_gap = (heat > 0) & (gap > float("-inf"))
+    floor = tl.minimum(gap, float("-inf"))
+    if by_count | by_mass | by_gap:
         row = logits + index.to(tl.int64) * row_stride
         row_candidates = candidates + index.to(tl.int64) * MOST
         per_heat = tl.minimum(1.0 / heat * LOG2_E, MAX_PER_HEAT)
         top, total = top_and_total(row, per_heat, vocab_size, TILE)
-        low, num = floor, vocab_size.to(tl.float32)
+        nothing = (index * 0).to(tl.uint32)
+        low, num = nothing, vocab_size.to(tl.float32)
         end = order_key(top) + 1
         high = end
+        least = nothing
+        if by_gap:
+            floor = top + gap + 0.0
+            least = order_key(floor)
         top = finite_or_zero(top)
         if by_count:
             low, high, num = narrow(
                 row, low, high, num, top, heat, per_heat, k.to(tl.float32), vocab_size,
                 MOST, False, TILE,
             )  # fmt: skip
-        else:
+        elif by_mass:
+            if by_gap:
+                low = least
+                counts, kept = measure(row, cut(low, end), top, per_heat, vocab_size, True, TILE)
+                num, total = tl.max(counts, 0), tl.max(kept, 0)
             low, high, num = narrow(
                 row, low, high, num, top, heat, per_heat, p * total, vocab_size, MOST, True, TILE
             )
-        if num <= MOST:
+        if (by_count | by_mass) & (num <= MOST):
             gather(row_candidates, row, low, vocab_size, TILE)
             places = tl.arange(0, MOST)
             held = places < num.to(tl.int32)
@@ -220,6 +244,7 @@ def sample_floor_kernel(
             keys = order_key(values)
             if by_count:
                 low = refine(keys, tl.where(held, 1.0, 0.0), low, high, k.to(tl.float32))
+                low = tl.maximum(low, least)
                 high = end
             if by_mass:
                 weights = tl.where(held, tl.exp2((values - top) * per_heat), 0.0)
@@ -227,11 +252,12 @@ def sample_floor_kernel(
                 low = refine(keys, weights, low, high, p * tl.where(by_count, kept, total))
         elif by_count & by_mass:
             # More candidates than fit: a large k, or many ties with the last kept token.
+            low = tl.maximum(low, least)
             _, kept = measure(row, cut(low, end), top, per_heat, vocab_size, True, TILE)
             low, high, num = narrow(
                 row, low, end, num, top, heat, per_heat, p * tl.max(kept, 0), vocab_size,
                 0, True, TILE,
             )  # fmt: skip
-        scaled = order_key(scale_logits(value_of(low), heat))
-        floor = tl.where(low > KEY_OF_NOTHING, scaled, floor)
-    tl.store(floors + index, floor.to(tl.int32, bitcast=True))
+        if (by_count | by_mass) & (low > KEY_OF_NOTHING):
+            floor = tl.maximum(floor, value_of(first_tie(low, heat)))
+    tl.store(floors + index, floor)

@@ -1,4 +1,4 @@
-"""Sample the next token of every row: temperature, top-k, top-p, then Gumbel-max.
+"""Sample the next token of every row: temperature, min-p, top-k, top-p, then Gumbel-max.
 
     token = argmax(logits / temperature + gumbel(seed, position, token id))   over the kept tokens
 
@@ -11,6 +11,7 @@ counter noise for sampling as in vLLM's V2 model runner and SGLang's seeded samp
 
 from __future__ import annotations
 
+import math
 from functools import lru_cache
 
 import numpy as np
@@ -37,6 +38,7 @@ def sample(
     temperature: Tensor,
     top_k: Tensor,
     top_p: Tensor,
+    min_p_gaps: Tensor,
     seeds: Tensor,
     positions: Tensor,
     *,
@@ -44,15 +46,17 @@ def sample(
 ) -> Tensor:
     """Sample one token per row; each row's result depends on that row alone.
 
-    Top-k is applied first, then top-p to the kept tokens, renormalised. Tokens that tie with the
-    last kept one are kept too, so the kept set does not depend on a sort's order. A row with a NaN
-    gets some valid id: check for NaN before.
+    Min-p is applied first, then top-k, then top-p to the kept tokens, renormalised. Tokens that tie
+    with the last one of top-k or top-p are kept too, so the kept set does not depend on a sort's
+    order. A row with a NaN gets some valid id: check for NaN before.
 
     Args:
         logits: [num_rows, vocab_size] float32; -inf forbids a token.
         temperature: [num_rows] float32; 0 takes the most likely token (the lowest id among equals).
         top_k: [num_rows] int64; 0 is off.
         top_p: [num_rows] float32; 1 is off.
+        min_p_gaps: [num_rows] float32, `min_p_gap` of each row: how far below the row's largest
+            logit a token may be; -inf is off.
         seeds: [num_rows] int64.
         positions: [num_rows] int64; index of the sampled token, from the start of the output.
         backend: The implementation to use; `auto` takes the fastest.
@@ -63,9 +67,25 @@ def sample(
     Raises:
         ValueError: shapes or dtypes do not match.
     """
-    _check(logits, temperature, top_k, top_p, seeds, positions)
+    _check(logits, temperature, top_k, top_p, min_p_gaps, seeds, positions)
     compute = select_backend("sample", _BACKENDS, backend, logits.device)
-    return compute(logits, temperature, top_k, top_p, seeds, positions)
+    return compute(logits, temperature, top_k, top_p, min_p_gaps, seeds, positions)
+
+
+def min_p_gap(min_p: float, temperature: float) -> float:
+    """Return how far below the largest logit a token may be to have `min_p` of its probability.
+
+    It is computed once per request, on the host, so that no two backends round it differently.
+
+    Args:
+        min_p: Above 0 and up to 1, or 0 for off.
+        temperature: Probabilities are compared at this temperature; 0 is greedy.
+
+    Source: Nguyen et al. 2024, "Turning Up the Heat: Min-p Sampling", section 3.
+    """
+    if min_p == 0 or temperature == 0:
+        return -math.inf
+    return temperature * math.log(min_p)
 
 
 def sample_numpy(
@@ -73,6 +93,7 @@ def sample_numpy(
     temperature: Tensor,
     top_k: Tensor,
     top_p: Tensor,
+    min_p_gaps: Tensor,
     seeds: Tensor,
     positions: Tensor,
 ) -> Tensor:
@@ -86,13 +107,16 @@ def sample_numpy(
         return torch.from_numpy(rows.argmax(axis=-1))
     states = _murmur_states(seeds.numpy(), positions.numpy())
     tokens = np.empty(len(rows), dtype=np.int64)
-    for row, (heat, k, p) in enumerate(
-        zip(temperatures, top_k.tolist(), top_p.tolist(), strict=True)
-    ):
-        tokens[row] = rows[row].argmax()
-        if heat == 0 or not np.isfinite(rows[row, tokens[row]]):
+    controls = zip(temperatures, top_k.tolist(), top_p.tolist(), min_p_gaps.numpy(), strict=True)
+    for row, (heat, k, p, gap) in enumerate(controls):
+        logits_of_row = rows[row]
+        tokens[row] = logits_of_row.argmax()
+        highest = logits_of_row[tokens[row]]
+        if heat == 0 or not np.isfinite(highest):
             continue  # NaN and infinities have no distribution; they must not fail the batch
-        scaled = rows[row] / np.float32(heat)
+        if gap > -np.inf:
+            logits_of_row = np.where(logits_of_row < highest + gap, -np.inf, logits_of_row)
+        scaled = logits_of_row / np.float32(heat)
         kept = _kept_token_ids(scaled, k, p)
         tokens[row] = _gumbel_argmax(scaled, kept, states[row])
     return torch.from_numpy(tokens)
@@ -111,6 +135,7 @@ def _check(
     temperature: Tensor,
     top_k: Tensor,
     top_p: Tensor,
+    min_p_gaps: Tensor,
     seeds: Tensor,
     positions: Tensor,
 ) -> None:
@@ -124,6 +149,7 @@ def _check(
         ("temperature", temperature, torch.float32),
         ("top_k", top_k, torch.int64),
         ("top_p", top_p, torch.float32),
+        ("min_p_gaps", min_p_gaps, torch.float32),
         ("seeds", seeds, torch.int64),
         ("positions", positions, torch.int64),
     ):

@@ -13,12 +13,15 @@ def sample_reference(
     temperature: Tensor,
     top_k: Tensor,
     top_p: Tensor,
+    min_p_gaps: Tensor,
     seeds: Tensor,
     positions: Tensor,
 ) -> Tensor:
     """Compute `sample` in plain torch."""
     greedy = temperature == 0
-    scaled = logits / torch.where(greedy, 1.0, temperature)[:, None]
+    least = logits.amax(dim=-1) + min_p_gaps
+    kept = logits.masked_fill(logits < least[:, None], float("-inf"))
+    scaled = kept / torch.where(greedy, 1.0, temperature)[:, None]
     scaled = scaled.masked_fill(scaled < _top_k_floor(scaled, top_k), float("-inf"))
     scaled = scaled.masked_fill(scaled < _top_p_floor(scaled, top_p), float("-inf"))
     token_ids = torch.arange(logits.shape[1], device=logits.device)

@@ -259,6 +259,7 @@ def equal_tokens(bench: Bench, backend: Backend) -> tuple[float, int]:
         torch.where(rows % 4 == 0, 0.0, 0.7),
         torch.where(rows % 3 == 0, 50, 0),
         torch.where(rows % 2 == 0, 0.9, 1.0),
+        torch.where(rows % 5 == 0, -3.0, -torch.inf),
         rows * 7919,
         rows,
     )

@@ -218,10 +218,12 @@ def _sampler(bench: Bench, num_rows: int, vocab_size: int) -> None:
     whole = torch.arange(num_rows, device=bench.device)
     heat = torch.full((num_rows,), 0.6, device=bench.device)
     off_k, off_p = torch.zeros_like(whole), torch.ones_like(heat)
+    off_min_p = torch.full_like(heat, -torch.inf)
     kinds = {
-        "temperature": (heat, off_k, off_p),
-        "greedy": (torch.zeros_like(heat), off_k, off_p),
-        "top-k 50, top-p 0.9": (heat, off_k + 50, off_p * 0.9),
+        "temperature": (heat, off_k, off_p, off_min_p),
+        "greedy": (torch.zeros_like(heat), off_k, off_p, off_min_p),
+        "top-k 50, top-p 0.9": (heat, off_k + 50, off_p * 0.9, off_min_p),
+        "min-p 0.05": (heat, off_k, off_p, off_min_p.clamp(min=-1.8)),
     }
     for name, controls in kinds.items():
         us = bench.time_replayed_us(

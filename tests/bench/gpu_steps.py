@@ -98,7 +98,8 @@ class StepMaker:
         count = len(logits)
         heat = torch.full((count,), 0.6, device=self._device)
         whole = torch.zeros(count, dtype=torch.int64, device=self._device)
-        return sample(logits, heat, whole, torch.ones_like(heat), whole, whole)
+        one, off = torch.ones_like(heat), torch.full_like(heat, -torch.inf)
+        return sample(logits, heat, whole, one, off, whole, whole)
 
 
 def steps_of(

@@ -84,7 +84,7 @@ def decode(
 
     def step() -> None:
         model.forward(inputs, kv_cache, logits)
-        sample(logits, one, whole, one, whole, whole, backend="triton")
+        sample(logits, one, whole, one, one, whole, whole, backend="triton")
 
     launched = record_launches(KERNELS, step)
     replayed = record_launches(KERNELS, partial(replay_all, model, kv_cache))
@@ -99,8 +99,9 @@ def replay_all(model: DecoderModel, kv_cache: KVCache) -> None:
     graphs = DecodeGraphs(model, kv_cache, rows, builder, max_model_len=144)
     with NoHostTensors():  # type: ignore[no-untyped-call]
         graphs.record_all()
-        for replay in graphs._replays.values():
-            replay()
+        for size in graphs.sizes:
+            graphs._forwards[size]()
+            graphs._samplings[size]()
 
 
 class NoHostTensors(TorchDispatchMode):

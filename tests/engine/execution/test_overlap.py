@@ -4,11 +4,17 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import replace
 from functools import partial
+from typing import Any
 
 import pytest
+import torch
 
 from batchmill.engine import ConfigError, Engine, EngineConfig, SamplingParams
+from batchmill.engine.sampling.logits_processor import LogitsProcessor
+from batchmill.engine.scheduling.scheduled_batch import StepKind
 
 from ..tiny_model import POISON, Fuse, run
 from ..traces import check_equal, random_trace, resume, run_trace
@@ -65,13 +71,72 @@ def test_request_that_stops_is_computed_once_too_often_and_that_token_is_dropped
     assert stats.num_generated_tokens == length
 
 
-def test_requests_that_need_their_last_token_are_not_scheduled_ahead(
-    make_engine: Callable[..., Engine],
+#: Controls that follow the tokens, others, and scores; none takes a step out of the overlap.
+CONTROLS: list[dict[str, Any]] = [
+    {"repetition_penalty": 1.5},
+    {"no_repeat_ngram_size": 1},
+    {"min_tokens": 4},
+    {"logit_bias": {7: 3.0}},
+    {"allowed_token_ids": [5, 6, 7]},
+    {"min_p": 0.3, "temperature": 1.0},
+    {"typical_p": 0.5, "temperature": 1.0},
+    {"logprobs": 2, "entropy": True},
+    {"prompt_logprobs": 1, "logprobs": 0},
+]
+
+
+@pytest.mark.parametrize("decode_graphs", [False, True], ids=["kernels", "graphs"])
+@pytest.mark.parametrize("controls", CONTROLS, ids=lambda each: next(iter(each)))
+def test_step_with_a_controlled_row_overlaps_and_is_replayed(
+    make_engine: Callable[..., Engine], controls: dict[str, Any], decode_graphs: bool
 ) -> None:
+    controlled = SamplingParams(
+        **{"temperature": 0, "seed": 3, "max_tokens": 6, "ignore_eos": True, **controls}
+    )
+    plain = replace(GREEDY, max_tokens=6)
+    outputs = []
+    for overlap in (False, True):
+        engine = make_engine(overlap=overlap, decode_graphs=decode_graphs)
+        engine.add_request("controlled", [1, 2, 3], controlled)
+        engine.add_request("plain", [4, 5, 6], plain)
+        lengths, last = [], {}
+        while engine.has_unfinished():
+            reported = engine.step()
+            lengths.append(len(reported))
+            last |= {each.request_id: each for each in reported}
+        assert lengths == [0] * overlap + [2] * 6
+        kinds = engine.stats().num_steps_by_kind
+        assert kinds.get(StepKind.GRAPH, 0) == (5 if decode_graphs else 0)
+        outputs.append({name: (x.token_ids, x.logprobs, x.entropies) for name, x in last.items()})
+    assert outputs[0] == outputs[1]
+
+
+@pytest.mark.parametrize("error", [MemoryError(), RuntimeError("the device is lost")], ids=type)
+def test_sampling_that_fails_after_the_step_before_was_collected_changes_no_token(
+    make_engine: Callable[..., Engine], error: Exception, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    penalised = replace(GREEDY, repetition_penalty=1.5)
+    prompts = [[1, 2, 3], [4, 5, 6]]
+    expected = make_engine(overlap=False).generate(prompts, penalised)
     engine = make_engine()
-    params = SamplingParams(temperature=0, max_tokens=5, ignore_eos=True, repetition_penalty=1.5)
-    engine.add_request("a", [1, 2, 3], params)
-    assert [len(engine.step()) for _ in range(5)] == [1] * 5
+    for index, prompt in enumerate(prompts):
+        engine.add_request(str(index), prompt, penalised)
+    apply, calls = LogitsProcessor.apply, [0]
+
+    def fails_at_times(self: LogitsProcessor, logits: torch.Tensor) -> torch.Tensor | None:
+        calls[0] += 1
+        if calls[0] % 4 == 3:
+            raise error
+        return apply(self, logits)
+
+    monkeypatch.setattr(LogitsProcessor, "apply", fails_at_times)
+    outputs: dict[str, list[int]] = {}
+    while engine.has_unfinished():
+        with suppress(RuntimeError):
+            outputs |= {each.request_id: each.token_ids for each in engine.step()}
+        engine._scheduler.check_invariants()
+    assert calls[0] > 12
+    assert [outputs[str(index)] for index in range(2)] == [each.token_ids for each in expected]
 
 
 def test_failed_launch_leaves_the_step_in_flight_unchanged(

@@ -120,13 +120,19 @@ CASES: dict[str, list[tuple[dict[str, Any], Reference]]] = {
     "min_tokens": [
         ({"min_tokens": least, "stop_token_ids": [7]}, min_new_tokens(least)) for least in (3, 6)
     ],
-    "min_p": [
-        ({"min_p": p, "temperature": t}, after_temperature(t, MinPLogitsWarper(p)))
-        for p, t in ((0.05, 1.0), (0.3, 1.7), (1.0, 0.5))
-    ],
     "typical_p": [
         ({"typical_p": p, "temperature": t}, after_temperature(t, TypicalLogitsWarper(p)))
         for p, t in ((0.2, 1.0), (0.9, 0.6), (0.95, 2.0))
+    ],
+    "min_p before typical_p": [
+        (
+            {"min_p": p, "typical_p": 0.8, "temperature": t},
+            one_after_the_other(
+                after_temperature(t, MinPLogitsWarper(p)),
+                after_temperature(t, TypicalLogitsWarper(0.8)),
+            ),
+        )
+        for p, t in ((0.05, 1.0), (0.3, 1.7), (1.0, 0.5))
     ],
     "several at once": [
         (
@@ -136,6 +142,7 @@ CASES: dict[str, list[tuple[dict[str, Any], Reference]]] = {
                 "no_repeat_ngram_size": 2,
                 "bad_words": BAD_WORDS,
                 "min_p": 0.02,
+                "typical_p": 0.9,
             },
             one_after_the_other(
                 hugging_face(RepetitionPenaltyLogitsProcessor(1.2)),
@@ -143,6 +150,7 @@ CASES: dict[str, list[tuple[dict[str, Any], Reference]]] = {
                 hugging_face(NoRepeatNGramLogitsProcessor(2)),
                 hugging_face(NoBadWordsLogitsProcessor(BAD_WORDS, eos_token_id=EOS)),
                 after_temperature(1.0, MinPLogitsWarper(0.02)),
+                after_temperature(1.0, TypicalLogitsWarper(0.9)),
             ),
         )
     ],
@@ -263,7 +271,7 @@ def test_large_vocabularies_are_filtered_like_small_ones(mass: float) -> None:
     for scale, temperature in ((0.1, 1.0), (3.0, 1.5), (8.0, 0.7)):
         row = torch.randn(30_000, generator=generator) * scale
         found = row.clone()
-        logits_filters.keep_typical(found, mass, temperature)
+        logits_filters.keep_typical(found[None], [0], [mass], [temperature])
         expected = after_temperature(temperature, TypicalLogitsWarper(mass))([1], [], row)
         # Sums of many numbers differ by rounding, which may change the last token or two.
         num_different = int((found.isinf() != expected.isinf()).sum())
@@ -294,7 +302,7 @@ def test_masks_forbid_every_token_whose_bit_is_not_set(monkeypatch: pytest.Monke
 @pytest.mark.parametrize("broken", [torch.nan, -torch.inf])
 def test_row_without_a_distribution_is_left_to_the_sampler(broken: float) -> None:
     row = torch.full((50,), broken)
-    logits_filters.keep_typical(row, 0.5, 1.0)
+    logits_filters.keep_typical(row[None], [0], [0.5], [1.0])
     logits_filters.keep_min_p(row[None], [0], [0.5], [1.0])
     assert not row.isfinite().any()
 
@@ -315,8 +323,9 @@ def test_row_left_without_a_token_is_marked_and_others_are_not() -> None:
     requests = [request("emptied", [1], [], emptied), request("kept", [1], [], kept)]
     processor = LogitsProcessor(VOCAB_SIZE)
     processor.prepare(requests)
-    processor.apply(torch.zeros(2, VOCAB_SIZE))
-    assert [each.controls.is_exhausted for each in requests if each.controls] == [True, False]
+    is_empty = processor.apply(torch.zeros(2, VOCAB_SIZE))
+    assert is_empty is not None
+    assert is_empty.tolist() == [True, False]
 
 
 class NoBlockingCopies(TorchDispatchMode):
@@ -341,7 +350,8 @@ def test_controls_reach_a_gpu_in_asynchronous_copies(
     controls: list[dict[str, Any]] = [
         {"min_p": 0.1, "typical_p": 0.9},
         {"min_p": 0.2, "repetition_penalty": 1.2, "presence_penalty": 0.5},
-        {"logit_bias": {3: 1.5}},
+        {"logit_bias": {3: 1.5}, "min_tokens": 5},
+        {"allowed_token_ids": [3, 4], "no_repeat_ngram_size": 1},
     ]
     requests = [
         request(str(row), [1, 2], [3], SamplingParams(temperature=1, **each))
@@ -352,5 +362,48 @@ def test_controls_reach_a_gpu_in_asynchronous_copies(
     logits = torch.empty(len(requests), VOCAB_SIZE, device="meta")
     with NoBlockingCopies():  # type: ignore[no-untyped-call]
         processor.apply(logits)
-        logits_filters.keep_only(logits[0], np.array([1, 2]))
+        logits_filters.keep_only(logits, [0], [np.array([1, 2])])
         logits_filters.keep_masked(logits, [0, 2], np.zeros((2, -(-VOCAB_SIZE // 32)), np.int32))
+
+
+class CountedCalls(TorchDispatchMode):
+    """Counts the calls of torch's ops; refuses those that read a tensor on the host."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.count = 0
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        assert func.overloadpacket is not torch.ops.aten._local_scalar_dense
+        self.count += 1
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize(
+    "controls",
+    [
+        {"min_tokens": 5},
+        {"allowed_token_ids": [3, 4]},
+        {"presence_penalty": 0.5},
+        {"typical_p": 0.9},
+        {"min_p": 0.1, "typical_p": 0.9},
+    ],
+    ids=lambda each: "+".join(each),
+)
+def test_controls_read_nothing_on_the_host_and_cost_the_same_calls_for_many_rows(
+    controls: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(logits_filters, "uses_numpy", lambda logits: False)
+    counts = []
+    for num_rows in (1, 64):
+        params = SamplingParams(temperature=1, **controls)
+        requests = [request(str(row), [1, 2], [3], params) for row in range(num_rows)]
+        processor = LogitsProcessor(VOCAB_SIZE)
+        processor.prepare(requests)
+        logits = torch.zeros(num_rows, VOCAB_SIZE)
+        with CountedCalls() as calls:
+            processor.apply(logits)
+        counts.append(calls.count)
+    assert counts[1] <= counts[0] + 1 <= 40

@@ -148,7 +148,7 @@ def test_step_in_which_no_row_samples_is_waited_for_too(
             devices.append((num_rows, device.type))
             super().__init__(num_rows, device)
 
-        def begin_copy(self, token_ids: torch.Tensor, is_finite: torch.Tensor) -> None:
+        def begin_copy(self, *tensors: torch.Tensor | None) -> None:
             """Do nothing, because there is no data."""
 
     monkeypatch.setattr(sampled_tokens, "HostBuffers", Recorded)

@@ -95,6 +95,7 @@ def _sample(logits: torch.Tensor, seeds: list[int], positions: list[int]) -> lis
         torch.ones(num_rows),
         torch.zeros(num_rows, dtype=torch.int64),
         torch.ones(num_rows),
+        torch.full((num_rows,), -torch.inf),
         torch.tensor(seeds),
         torch.tensor(positions),
     ).tolist()

@@ -233,4 +233,4 @@ def _sample() -> None:
     one = _meta(_NUM_TOKENS, dtype=torch.float32)
     whole = _meta(_NUM_TOKENS, dtype=torch.int64)
     logits = _meta(_NUM_TOKENS, _VOCAB_SIZE, dtype=torch.float32)
-    sample_triton(logits, one, whole, one, whole, whole)
+    sample_triton(logits, one, whole, one, one, whole, whole)

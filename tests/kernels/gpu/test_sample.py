@@ -8,7 +8,6 @@ from __future__ import annotations
 import math
 import os
 
-import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -53,6 +52,7 @@ def batch(num_rows: int, seed: int = 0) -> dict[str, Tensor]:
         "temperature": 0.3 + torch.rand(num_rows, generator=generator),
         "top_k": torch.zeros(num_rows, dtype=torch.int64),
         "top_p": torch.ones(num_rows),
+        "min_p_gaps": torch.full((num_rows,), -math.inf),
         "seeds": torch.randint(-(2**62), 2**62, (num_rows,), generator=generator),
         "positions": torch.randint(0, 2000, (num_rows,), generator=generator),
     }
@@ -62,15 +62,14 @@ def batch(num_rows: int, seed: int = 0) -> dict[str, Tensor]:
 def floors_of(rows: dict[str, Tensor]) -> list[float]:
     """Return the smallest scaled logit that each row keeps."""
     num_rows = len(rows["logits"])
-    floors = torch.empty(num_rows, dtype=torch.int32, device=DEVICE)
+    floors = torch.empty(num_rows, dtype=torch.float32, device=DEVICE)
     candidates = torch.empty(num_rows, MAX_CANDIDATES, device=DEVICE)
-    controls = [rows[name] for name in ("logits", "temperature", "top_k", "top_p")]
+    names = ("logits", "temperature", "top_k", "top_p", "min_p_gaps")
+    controls = [rows[name] for name in names]
     sample_floor_kernel[(num_rows,)](
         floors, candidates, *controls, VOCAB_SIZE, VOCAB_SIZE, MOST=MAX_CANDIDATES, TILE=1024
     )
-    keys = floors.cpu().numpy().view(np.uint32)
-    bits = np.where(keys >> 31 == 1, keys ^ np.uint32(1 << 31), ~keys)
-    return [float(value) for value in bits.view(np.float32)]
+    return (floors.cpu() / rows["temperature"].cpu()).tolist()
 
 
 def assert_same_tokens(rows: dict[str, Tensor]) -> None:
@@ -99,6 +98,19 @@ def test_top_k_top_p_and_both_match() -> None:
     rows["top_k"][:6] = torch.tensor([1, 2, 20, 50, 1000, VOCAB_SIZE])
     rows["top_p"][3:] = torch.tensor([0.9, 0.5, 0.99, 0.1, 0.8, 1e-6])
     rows["temperature"][5] = 5.0
+    assert_same_tokens(rows)
+
+
+def test_min_p_alone_and_with_top_k_and_top_p_matches() -> None:
+    rows = batch(10, seed=10)
+    rows["min_p_gaps"][:9] = -torch.tensor([0.0, 1.0, 3.0, 5.0, 2.0, 3.0, 6.0, 4.0, 9.0])
+    rows["top_k"][3:7] = torch.tensor([40, 3, 5000, 5000])
+    rows["top_p"][5:] = torch.tensor([0.9, 0.6, 0.8, 0.99, 0.7])
+    assert_same_tokens(rows)
+    rows["temperature"][:] = 20.0  # most tokens are kept, more than are gathered
+    rows["min_p_gaps"] *= 3
+    assert_same_tokens(rows)
+    rows["logits"][:] = rows["logits"].round()
     assert_same_tokens(rows)
 
 

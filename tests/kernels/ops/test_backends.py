@@ -43,7 +43,9 @@ CALLS: dict[str, Callable[[], object]] = {
     "linear": lambda: make_linear(ROWS, backend=NOWHERE),
     "int8_linear": lambda: make_int8_linear(ROWS, backend=NOWHERE),
     "add_lora": lambda: add_lora(ROWS, ROWS, (), (8,), backend=NOWHERE),
-    "sample": lambda: sample(ROWS, torch.ones(1), SLOT, torch.ones(1), SLOT, SLOT, backend=NOWHERE),
+    "sample": lambda: sample(
+        ROWS, torch.ones(1), SLOT, torch.ones(1), torch.ones(1), SLOT, SLOT, backend=NOWHERE
+    ),
 }
 
 

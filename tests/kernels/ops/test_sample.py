@@ -9,13 +9,14 @@ from collections.abc import Sequence
 import pytest
 import torch
 from torch import Tensor
+from transformers import MinPLogitsWarper
 
 from batchmill.kernels.cpu.bindings import sample_cpp
 from batchmill.kernels.cpu.build import build_library
 from batchmill.kernels.cpu.isa import supported_isas
 from batchmill.kernels.cpu.library import load_library
 from batchmill.kernels.ops.dispatch import Backend
-from batchmill.kernels.ops.sample import sample
+from batchmill.kernels.ops.sample import min_p_gap, sample
 from batchmill.kernels.reference.sample import gumbel_noise, murmur3
 
 #: Instruction sets with VNNI differ from the next ones in int8 products only.
@@ -29,6 +30,7 @@ def sample_rows(
     temperature: float | Sequence[float] = 1.0,
     top_k: int | Sequence[int] = 0,
     top_p: float | Sequence[float] = 1.0,
+    min_p_gap: float | Sequence[float] = -math.inf,
     seeds: Tensor | None = None,
     positions: Tensor | None = None,
     backend: Backend = "numpy",
@@ -45,6 +47,7 @@ def sample_rows(
         spread(temperature, torch.float32),
         spread(top_k, torch.int64),
         spread(top_p, torch.float32),
+        spread(min_p_gap, torch.float32),
         torch.arange(num_rows) if seeds is None else seeds,
         torch.zeros(num_rows, dtype=torch.int64) if positions is None else positions,
         backend=backend,
@@ -165,6 +168,42 @@ def test_top_p_renormalises_over_the_tokens_of_top_k(backend: Backend) -> None:
     assert sampled_set(row, backend, top_k=2, top_p=0.6) == {1, 3}
 
 
+@pytest.mark.feature("min_p")
+@BACKENDS
+@pytest.mark.parametrize(("p", "temperature"), [(0.05, 1.0), (0.3, 1.7), (1.0, 0.5)])
+def test_min_p_keeps_the_tokens_of_transformers(
+    p: float, temperature: float, backend: Backend
+) -> None:
+    logits = 2 * torch.randn(12, 40, generator=torch.Generator().manual_seed(5))
+    warm = logits / temperature
+    kept = MinPLogitsWarper(p)(torch.zeros(12, 1, dtype=torch.int64), warm).isfinite()
+    drawn = torch.zeros_like(kept)
+    for position in range(300):
+        positions = torch.full((12,), position)
+        tokens = sample_rows(
+            logits,
+            temperature=temperature,
+            min_p_gap=min_p_gap(p, temperature),
+            positions=positions,
+            backend=backend,
+        )
+        drawn[torch.arange(12), tokens] = True
+    assert not bool((drawn & ~kept).any())
+    assert int(drawn.sum()) >= 0.7 * int(kept.sum()), "others than the likeliest are sampled too"
+
+
+@pytest.mark.feature("min_p")
+@BACKENDS
+def test_min_p_goes_before_top_k_and_top_p(backend: Backend) -> None:
+    row = torch.tensor([0.15, 0.40, 0.10, 0.30, 0.05]).log()
+    gap = min_p_gap(0.35, 1.0)  # keeps 0.15, 0.40 and 0.30, of which 0.40 is 0.47
+    rows = row.expand(2000, -1)
+    tokens = sample_rows(rows, min_p_gap=gap, top_p=0.46, backend=backend)
+    assert set(tokens.tolist()) == {1}
+    tokens = sample_rows(rows, min_p_gap=gap, top_k=4, backend=backend)
+    assert set(tokens.tolist()) == {0, 1, 3}
+
+
 @BACKENDS
 def test_tokens_that_tie_with_the_last_kept_one_are_kept(backend: Backend) -> None:
     row = torch.tensor([1.0, 2.0, 1.0, 1.0, -5.0])
@@ -238,6 +277,7 @@ def test_the_backends_sample_the_same_tokens(vocab_size: int) -> None:
         torch.tensor([0.0, 0.3, 1.0, 1.7] * 15),
         torch.tensor([0, 0, 50, 7, 1, vocab_size // 2] * 10),
         torch.tensor([1.0, 0.9, 0.2, 0.999, 1.0] * 12),
+        torch.tensor([-math.inf, -math.inf, -4.0, -0.5, 0.0, -9.0] * 10),
         torch.randint(-(2**63), 2**63 - 1, (60,), generator=generator),
         torch.arange(60),
     )
