@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from batchmill.engine import ConfigError, Engine, EngineConfig, SamplingParams
+from batchmill.engine.request.outputs import RequestOutput
 from batchmill.engine.sampling.logits_processor import LogitsProcessor
 from batchmill.engine.scheduling.scheduled_batch import StepKind
 
@@ -99,7 +100,8 @@ def test_step_with_a_controlled_row_overlaps_and_is_replayed(
         engine = make_engine(overlap=overlap, decode_graphs=decode_graphs)
         engine.add_request("controlled", [1, 2, 3], controlled)
         engine.add_request("plain", [4, 5, 6], plain)
-        lengths, last = [], {}
+        lengths: list[int] = []
+        last: dict[str, RequestOutput] = {}
         while engine.has_unfinished():
             reported = engine.step()
             lengths.append(len(reported))

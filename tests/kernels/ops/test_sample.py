@@ -176,7 +176,8 @@ def test_min_p_keeps_the_tokens_of_transformers(
 ) -> None:
     logits = 2 * torch.randn(12, 40, generator=torch.Generator().manual_seed(5))
     warm = logits / temperature
-    kept = MinPLogitsWarper(p)(torch.zeros(12, 1, dtype=torch.int64), warm).isfinite()
+    ids = torch.LongTensor([[0]] * 12)
+    kept = MinPLogitsWarper(p)(ids, torch.FloatTensor(warm)).isfinite()
     drawn = torch.zeros_like(kept)
     for position in range(300):
         positions = torch.full((12,), position)
