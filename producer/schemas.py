@@ -17,6 +17,11 @@ from batchmill.producer.protocol.record_schema import RecordFields
 from .results import JobResult
 
 _DIALECT = "https://json-schema.org/draft/2020-12/schema"
+#: Definitions of `JobResult` that the event of a job refers to.
+_EVENT_DEFINITIONS = (
+    *("Answer", "CalledFunction", "CompletionTokensDetails", "DecisionResult", "JobError"),
+    *("PromptTokensDetails", "ToolCall", "Usage"),
+)
 _STATES = ("completed", "failed", "cancelled", "expired")
 
 
@@ -83,7 +88,7 @@ def _event() -> dict[str, Any]:
         "timestamp": {"type": "string", "format": "date-time"},
         "data": {
             "type": "object",
-            "properties": {**data, "watermarked": {"const": True}},
+            "properties": {**data, **_output(result["properties"])},
             "required": list(data),
         },
     }
@@ -91,11 +96,21 @@ def _event() -> dict[str, Any]:
         "type": "object",
         "properties": event,
         "required": list(event),
-        "$defs": {
-            name: result["$defs"][name] for name in ("JobError", "PromptTokensDetails", "Usage")
-        },
+        "$defs": {name: result["$defs"][name] for name in _EVENT_DEFINITIONS},
     }
     return _titled(schema, "The webhook event of a job that has ended")
+
+
+def _output(properties: dict[str, Any]) -> dict[str, Any]:
+    """Return the fields of an event that only some outputs have, or only on request."""
+    calls = {"anyOf": [properties["tool_calls"], {"type": "null"}]}
+    return {
+        "watermarked": {"const": True},
+        "output": {"type": ["string", "null"]},
+        "truncated": {"type": "boolean"},
+        "tool_calls": calls,
+        "decision": properties["decision"],
+    }
 
 
 def _attempt(moment: dict[str, Any]) -> dict[str, Any]:

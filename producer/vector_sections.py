@@ -6,7 +6,7 @@ import base64
 import sys
 from array import array
 from functools import cached_property
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -53,6 +53,12 @@ class EmbeddingResult(BaseModel):
 
     prompt_tokens: list[int] = Field(default_factory=list, repr=False)
     """Tokens of each input."""
+
+    encoding_format: Literal["float", "base64"] | None = Field(
+        default=None, exclude_if=lambda value: value is None
+    )
+    """What lines of results and HTTP responses hold, if the job asked for it; `data` is base64 in
+    any case."""
 
     @cached_property
     def vectors(self) -> list[list[float]]:

@@ -37,6 +37,8 @@ def embedding_plan(job: PlannedJob) -> Plan:
         "data": encoded(vectors),
         "prompt_tokens": [each.num_prompt_tokens for each in outputs],
     }
+    if fields.get("encoding_format") is not None:  # for whoever writes the result
+        section["encoding_format"] = fields["encoding_format"]
     return PlanResult(section)
 
 

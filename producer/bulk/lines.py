@@ -144,12 +144,7 @@ def _from_openai(data: Mapping[str, Any]) -> tuple[LineKind, dict[str, Any]]:
         ) from None
     body = data.get("body")
     if isinstance(body, dict) and kind in _POOLED:
-        fields, how = _POOLED[kind](body)
-        if how.encoding != "float":
-            raise JobRejected(
-                "encoding_format: lines hold numbers; leave it out", param="encoding_format"
-            )
-        return kind, fields
+        return kind, _POOLED[kind](body)[0]
     if kind is LineKind.DECIDE:
         if not isinstance(body, dict) or "questions" not in body:
             raise JobRejected(f"body: must be an object with questions for {kind}", param="body")

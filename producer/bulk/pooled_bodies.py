@@ -13,12 +13,13 @@ def embedding_body(result: JobResult, how: PooledFormat | None = None) -> dict[s
 
     Args:
         result: Has `embedding`.
-        how: The encoding; None writes numbers.
+        how: The encoding; None is that of the job.
     """
     found = result.embedding
     if found is None:
         return {"object": "list", "data": [], "model": result.model, "usage": _usage(result)}
-    is_base64 = how is not None and how.encoding == "base64"
+    encoding = found.encoding_format if how is None else how.encoding
+    is_base64 = encoding == "base64"
     values: list[Any] = (
         [found.encoded(index) for index in range(found.count)] if is_base64 else found.vectors
     )

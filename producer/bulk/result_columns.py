@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from batchmill.producer.files.table import Column
+from batchmill.producer.vector_sections import decode_rows
 
 from .explain_columns import explain_cells, explain_columns
 
@@ -63,7 +64,7 @@ class ResultColumns:
         choices: Sequence[Mapping[str, Any]] = body.get("choices") or ()
         texts: list[Any] = [_text(choice) for choice in choices[: self.num_samples]]
         if self.embeds:
-            texts = [each["embedding"] for each in body.get("data") or ()][:1]
+            texts = [_vector(each["embedding"]) for each in body.get("data") or ()][:1]
         texts += [None] * (self.num_samples - len(texts))
         usage = body.get("usage") or {}
         error = line.get("error")
@@ -150,6 +151,11 @@ def _typed(value: Any, kind: str) -> Any:
         return value if kind == "flag" and isinstance(value, bool) else None
     is_number = isinstance(value, int) or (kind == "number" and isinstance(value, float))
     return value if is_number else None
+
+
+def _vector(value: list[float] | str) -> list[float]:
+    """Return the numbers of a vector, which its line may hold as base64."""
+    return decode_rows(value, 1)[0] if isinstance(value, str) else value
 
 
 def _text(choice: Mapping[str, Any]) -> str | None:

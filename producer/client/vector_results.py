@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Self, TypeVar
 
@@ -117,6 +117,17 @@ def groups_of(inputs: Sequence[Input]) -> Iterator[list[Input]]:
         group.append(each)
         num_chars += size
     yield group
+
+
+def key_of_group(fields: Mapping[str, Any], number: int) -> dict[str, str]:
+    """Return the idempotency key of one group's job, if the call has one.
+
+    The first job has the key of the call, and the others the key with their number.
+    """
+    key = fields.get("idempotency_key")
+    if key is None or number == 0:
+        return {}
+    return {"idempotency_key": f"{key}.{number}"}
 
 
 def joined_usage(results: Sequence[JobResult]) -> Usage:

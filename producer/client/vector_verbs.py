@@ -9,7 +9,7 @@ from typing import Any, Protocol, Unpack
 from batchmill.producer.job.job_fields import JobFields
 from batchmill.producer.results import JobResult
 
-from .vector_results import Embeddings, RankedDocument, Scores, groups_of, ranked
+from .vector_results import Embeddings, RankedDocument, Scores, groups_of, key_of_group, ranked
 
 
 class Submitter(Protocol):
@@ -38,8 +38,8 @@ class VectorVerbs:
     ) -> Embeddings:
         """Embed texts: submit them in jobs of up to 64, and wait for all vectors.
 
-        The jobs are durable. If this call is cut off, they end all the same; to find them again,
-        submit jobs with `embedding` yourself.
+        The jobs are durable. If this call is cut off, they end all the same; the same call with the
+        same `idempotency_key` finds them again.
 
         Args:
             inputs: A text, or texts or lists of token ids.
@@ -143,6 +143,9 @@ def _results(
     fields: Mapping[str, Any],
 ) -> list[JobResult]:
     """Submit a job for each group of inputs, and wait for all of them, in order."""
-    jobs = [{**fields, section: {"input": each, **options}} for each in groups_of(inputs)]
+    jobs = [
+        {**fields, **key_of_group(fields, number), section: {"input": each, **options}}
+        for number, each in enumerate(groups_of(inputs))
+    ]
     handles = client.submit_many(jobs)
     return [client.result(each.id, timeout_s) for each in handles]

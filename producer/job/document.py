@@ -229,7 +229,8 @@ class GenerationJob(ChatFields, SamplingControls):
     four ends. If it is missing, the ends."""
 
     include_output: bool = False
-    """Put the text into the event of the job's end, if it has at most 16 KiB."""
+    """Put the text, or the answers of a decision, into the event of the job's end, if it has at
+    most 16 KiB."""
 
     webhook_secret: SecretName | None = None
     """Name of the operator's secret that signs the webhook. If it is missing, the default

@@ -113,7 +113,8 @@ class JobFields(OtherNames, total=False):
     four ends. If it is missing, the ends."""
 
     include_output: bool | None
-    """Put the text into the event of the job's end, if it has at most 16 KiB."""
+    """Put the text, or the answers of a decision, into the event of the job's end, if it has
+    at most 16 KiB."""
 
     webhook_secret: str | None
     """Name of the operator's secret that signs the webhook. If it is missing, the default

@@ -108,6 +108,10 @@ class Embedding(KindSection):
     """Which side of an input is cut that exceeds the model's length. If it is missing, such an
     input is refused."""
 
+    encoding_format: Literal["float", "base64"] | None = optional(None)
+    """How lines of results and HTTP responses hold the vectors: as numbers, which is the default,
+    or as base64 of little-endian float32, a third of their size."""
+
     @property
     def num_input_bytes(self) -> int:
         """Bytes of all inputs."""

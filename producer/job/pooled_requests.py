@@ -48,7 +48,10 @@ def read_embedding_body(body: Mapping[str, Any]) -> tuple[dict[str, Any], Pooled
     encoding = "float" if encoding is None else encoding
     if encoding not in _FORMATS:
         raise JobRejected("encoding_format must be float or base64", param="encoding_format")
-    return _with_section(fields, "embedding", _EMBEDDING_FIELDS), PooledFormat(encoding)
+    job = _with_section(fields, "embedding", _EMBEDDING_FIELDS)
+    if encoding == "base64":
+        job["embedding"]["encoding_format"] = encoding
+    return job, PooledFormat(encoding)
 
 
 def read_score_body(body: Mapping[str, Any]) -> tuple[dict[str, Any], PooledFormat]:

@@ -31,6 +31,7 @@ from batchmill.producer.store.adapters import RegisteredAdapter, register_adapte
 from batchmill.producer.store.job_store import JobStore
 from batchmill.producer.store.submission import prepare
 from batchmill.producer.webhook.target import TargetPolicy
+from batchmill.worker.engine_host.stub_output import stub_decision
 from batchmill.worker.webhooks.payload import render_body
 
 from ..structure.public_interface import ROOT
@@ -65,6 +66,32 @@ def test_results_and_events_fit_their_schemas() -> None:
         assert event["data"]["tags"] == ([] if record is None else ["night", "run-7"])
         event["data"]["status"] = "lost"
         assert not is_valid("webhook-event.schema.json", event)
+
+
+def test_the_event_of_a_decision_has_its_answers_on_request() -> None:
+    entry = OutboxEntry(
+        "evt_gen_1_completed", "generation.completed", "gen_1", "https://e", 1, "1.n", 5, None
+    )
+    for num_questions in (1, 64):
+        questions = {
+            f"question {n}": {"type": "choice", "criteria": {f"option {m}": None for m in range(9)}}
+            for n in range(num_questions)
+        }
+        decision = stub_decision({"state": "s", "questions": questions})
+        result = JobResult.model_validate(
+            {"id": "gen_1", "model": "demo", "status": "completed", "decision": decision}
+        )
+        for is_asked in (False, True):
+            record = _record(result, state="completed", include_output=is_asked)
+            event = json.loads(render_body(entry, record))
+            assert is_valid("webhook-event.schema.json", event)
+            fits = num_questions == 1
+            assert ("decision" in event["data"]) is is_asked
+            if is_asked:
+                assert event["data"]["truncated"] is not fits
+                assert event["data"]["decision"] == (
+                    result.model_dump()["decision"] if fits else None
+                )
 
 
 def test_real_records_fit_their_schema_and_hold_no_field_that_it_does_not_know(
@@ -170,18 +197,19 @@ def test_real_records_fit_their_schema_and_hold_no_field_that_it_does_not_know(
     store.close()
 
 
-def _record(result: JobResult) -> JobRecord:
-    assert result.error is not None
+def _record(result: JobResult, *, state: str = "failed", include_output: bool = False) -> JobRecord:
+    document = {"prompt": "hi", "metadata": {"order": "1"}, "include_output": include_output}
+    error = {} if result.error is None else {b"error": result.error.model_dump_json().encode()}
     record = read_job(
         {
             b"id": b"gen_1",
-            b"state": b"failed",
-            b"doc": b'{"prompt": "hi", "metadata": {"order": "1"}}',
+            b"state": state.encode(),
+            b"doc": json.dumps(document).encode(),
             b"model": b"demo",
             b"tags": b"night,run-7",
             b"enqueued_at_ms": b"1",
             b"result": result.model_dump_json().encode(),
-            b"error": result.error.model_dump_json().encode(),
+            **error,
         }
     )
     assert record is not None

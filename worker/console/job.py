@@ -13,6 +13,7 @@ from batchmill.producer.protocol.replies import CancelStatus
 from batchmill.producer.results import JobResult, JobStatus
 from batchmill.producer.store.deliveries import Deliveries
 
+from .decision import asked_questions
 from .heat_map import HeatMap, heat_maps
 from .timeline import timeline
 from .visit import ConsoleError, Page, Redirect, Reply, Visit, not_found, require
@@ -31,6 +32,7 @@ def show_job(visit: Visit) -> Reply:
         raise not_found("job", status.id)
     events = Deliveries(visit.site.store).of_job(status.id)
     result = _result(record)
+    questions = asked_questions(_document(record), result) if visit.viewer.sees_texts else []
     values: dict[str, Any] = {
         "job": status,
         "record": record,
@@ -40,7 +42,8 @@ def show_job(visit: Visit) -> Reply:
         "progress": _progress(visit, status),
         "settings": _settings(record, sees_texts=visit.viewer.sees_texts),
         "input": _input(record) if visit.viewer.sees_texts else [],
-        "outputs": _outputs(result) if visit.viewer.sees_texts else [],
+        "questions": questions,
+        "outputs": [] if questions or not visit.viewer.sees_texts else _outputs(result),
     }
     return Page("job.html", values)
 

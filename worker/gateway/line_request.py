@@ -108,10 +108,7 @@ def _read(endpoint: str, body: Mapping[str, Any]) -> tuple[dict[str, Any], str]:
     if endpoint == MESSAGES:
         return read_message_request(body)[0], ""
     if endpoint in POOLED:
-        fields, how, _ = read_pooled(*POOLED[endpoint], body)
-        if how.encoding != "float":
-            raise invalid("a line's vectors are numbers: leave it out", "encoding_format")
-        return fields, ""
+        return read_pooled(*POOLED[endpoint], body)[0], ""
     if endpoint == DECISIONS:
         return read_decision(body)[0], ""
     if endpoint != RESPONSES:

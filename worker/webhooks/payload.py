@@ -13,7 +13,8 @@ from batchmill.producer.protocol.attempts import Attempt
 from batchmill.producer.protocol.outbox import OutboxEntry
 from batchmill.producer.protocol.records import JobRecord
 
-#: Longest output, tool calls included, that goes into an event; longer ones are fetched by job id.
+#: Longest output, tool calls and answers included, that goes into an event; longer ones are
+#: fetched by job id.
 MAX_OUTPUT_BYTES = 16 * 1024
 _IN_PROGRESS = ("started", "output")
 
@@ -123,14 +124,19 @@ def _end_fields(record: JobRecord, *, include_output: bool) -> dict[str, Any]:
     }
     if result.get("watermarked"):
         end["watermarked"] = True
-    text, calls = result.get("text"), result.get("tool_calls")
-    if include_output and text is not None:
-        num_bytes = len(text.encode()) + (len(json.dumps(calls)) if calls else 0)
-        fits = num_bytes <= MAX_OUTPUT_BYTES
-        end |= {"output": text if fits else None, "truncated": not fits}
-        if calls:
-            end["tool_calls"] = calls if fits else None
+    if include_output and result.get("text") is not None:
+        end |= _output(result)
     return end
+
+
+def _output(result: dict[str, Any]) -> dict[str, Any]:
+    """Return a result's text, with its tool calls or answers; null for each if it is too long."""
+    text: str = result["text"]
+    parts = {name: result[name] for name in ("tool_calls", "decision") if result.get(name)}
+    num_bytes = len(text.encode()) + sum(len(json.dumps(part)) for part in parts.values())
+    if num_bytes > MAX_OUTPUT_BYTES:
+        return {"output": None, "truncated": True, **dict.fromkeys(parts)}
+    return {"output": text, "truncated": False, **parts}
 
 
 def _attempt(attempt: Attempt) -> dict[str, Any]:

@@ -36,6 +36,15 @@ from ..webhook_deliverers import Deliverers
 #: A prompt that would run if a page did not escape it.
 HOSTILE = '<script>document.title="owned"</script><img src=x onerror=alert(1)>'
 CANARY = "CANARY-PROMPT-7f3a"
+#: Questions whose words would run if a page did not escape them.
+DECISION: dict[str, Any] = {
+    "state": HOSTILE,
+    "questions": {
+        "refund": {"type": "yes_no", "instructions": f"Is a refund due? {HOSTILE}"},
+        "topic": {"type": "choice", "criteria": {"billing": "charges", "praise": None}},
+        "anger": {"type": "score", "criteria": ["calm", HOSTILE]},
+    },
+}
 #: No worker serves it: its jobs are as the tests leave them.
 UNSERVED = "other"
 #: Fields of the API keys, by who holds them.
@@ -95,10 +104,11 @@ class Site:
         ids["refused_hook"] = submit(store, webhook=f"{hook}/refuse")
         chat = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": CANARY}]
         ids["chat"] = submit(store, messages=chat, max_tokens=8, n=2)
+        ids["decision"] = submit(store, decision=DECISION)
         with Client(self.server.url) as client:
             lines = [{"prompt": f"{CANARY} {number}", "max_tokens": 8} for number in range(30)]
             ids["batch"] = client.create_batch(lines, tenant="acme").id
-        mill.wait_ended(*(ids[name] for name in ("done", "hostile", "failed", "chat")))
+        mill.wait_ended(*(ids[name] for name in ("done", "hostile", "failed", "chat", "decision")))
         ids["letter"] = dead_job(self.store)
         ids["interrupted"] = interrupted_job(self.store)
         ids["event"] = f"evt_{ids['done']}_completed"
@@ -154,8 +164,10 @@ def interrupted_job(store: JobStore) -> str:
 
 def submit(store: JobStore, prompt: str = CANARY, **fields: Any) -> str:
     """Submit a job of acme, whose webhook may be on this machine."""
-    given = {"max_tokens": 16, "seed": 7, "tenant": "acme", **fields}
-    if "messages" not in given:
+    given = {"tenant": "acme", **fields}
+    if "decision" not in given:
+        given = {"max_tokens": 16, "seed": 7, **given}
+    if not {"messages", "decision"} & given.keys():
         given["prompt"] = prompt
     settings = ProducerSettings(
         webhook_allow_http=True,
