@@ -240,6 +240,43 @@ ERROR_CODES: Final = (
         (SUBMIT, RECORD),
     ),
     ErrorCode(
+        "media_missing",
+        "A picture or a sound is not stored for the job's tenant, or not any more.",
+        "store it again with `put_media`, or send it with the job",
+        (SUBMIT, RECORD, LETTER),
+    ),
+    ErrorCode(
+        "media_invalid",
+        "A picture or a sound is empty, damaged, or in a format that is not read.",
+        "send PNG, JPEG, WebP or GIF; or WAV, FLAC, Ogg or MP3",
+        (SUBMIT, RECORD),
+    ),
+    ErrorCode(
+        "media_too_large",
+        "A picture or a sound exceeds a limit of bytes, pixels, seconds or memory.",
+        "send a smaller one, or raise the setting that the message names",
+        (SUBMIT, RECORD, LETTER),
+    ),
+    ErrorCode(
+        "media_refused",
+        "The URL of a picture or a sound may not be fetched, or its server refuses to send it.",
+        "send the content itself, or a URL that anyone may fetch",
+        (RECORD,),
+    ),
+    ErrorCode(
+        "media_unreachable",
+        "The server of a picture or a sound did not send it, or Redis had no room for it.",
+        "see whether the server responds, and submit the job again",
+        (RECORD,),
+        retryable=True,
+    ),
+    ErrorCode(
+        "media_unavailable",
+        "The worker lacks the packages that decode pictures and sounds.",
+        "install the extra `media`, as the message says",
+        (RECORD,),
+    ),
+    ErrorCode(
         "traces_unavailable",
         "Spans are asked for and cannot be made.",
         "do what the message says",

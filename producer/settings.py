@@ -15,6 +15,7 @@ from batchmill.producer.broker_url import (
 from batchmill.producer.encryption.key_ring import KeyRing
 from batchmill.producer.encryption.settings import read_key_ring
 from batchmill.producer.errors import EncryptionUnavailable
+from batchmill.producer.media_settings import MediaSettings
 from batchmill.producer.payloads.settings import PayloadSettings
 from batchmill.producer.protocol import keys
 from batchmill.producer.tracing.settings import TraceSettings
@@ -26,7 +27,7 @@ MAX_RESULT_TTL_S = 10 * 365 * 24 * 3600
 MAX_BACKOFF_S = 30 * 24 * 3600.0
 
 
-class ProducerSettings(TargetSettings, TraceSettings, PayloadSettings):
+class ProducerSettings(TargetSettings, TraceSettings, PayloadSettings, MediaSettings):
     """Settings of a client. Each field is `BATCHMILL_<NAME>` in upper case."""
 
     model_config = SettingsConfigDict(

@@ -19,6 +19,7 @@ from batchmill.producer.protocol import keys
 from batchmill.producer.settings import ProducerSettings
 from batchmill.producer.webhook.target_settings import NO_VALUE
 from batchmill.worker.log_settings import LogSettings
+from batchmill.worker.media_settings import MediaReadingSettings
 from batchmill.worker.metrics.settings import MetricsSettings
 from batchmill.worker.watermark_settings import WatermarkSettings
 
@@ -71,7 +72,9 @@ ENGINE_SETTINGS = tuple(
 )
 
 
-class WorkerSettings(EngineSettings, WatermarkSettings, MetricsSettings, LogSettings):
+class WorkerSettings(
+    EngineSettings, WatermarkSettings, MediaReadingSettings, MetricsSettings, LogSettings
+):
     """How a worker runs. Each field is `BATCHMILL_<NAME>` in upper case."""
 
     #: Model to serve: a folder, a Hugging Face hub id, a GGUF file, or "demo".

@@ -17,6 +17,10 @@ MAX_MESSAGES: Final = 4096
 MAX_MESSAGE_NAME_CHARS: Final = 64
 MAX_CALLS_OF_MESSAGE: Final = 128
 MAX_CALL_ID_CHARS: Final = 128
+#: Of a picture or a sound as it is sent; the operator's limit is lower (`max_media_bytes`).
+MAX_MEDIA_BYTES: Final = 128 << 20
+#: Pictures and sounds of a job; the operator's limit is lower (`max_media_per_job`).
+MAX_MEDIA: Final = 256
 MAX_TOOLS: Final = 128
 MAX_FUNCTION_NAME_CHARS: Final = 64
 MAX_DOCUMENTS: Final = 1024

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator
 
 from batchmill.producer.job.document import GenerationJob
 from batchmill.producer.job.line import BulkLine
+from batchmill.producer.job.messages import Message, TextPart
 
 #: Most lines in a window, and most characters of their prompts.
 WINDOW_LINES = 2000
@@ -57,10 +58,21 @@ def _key(line: BulkLine) -> str:
     if job is None:
         return ""
     if job.messages is not None:
-        text = "\0".join(f"{message.role}\0{message.content or ''}" for message in job.messages[:8])
+        text = "\0".join(
+            f"{message.role}\0{_key_of_message(message)}" for message in job.messages[:8]
+        )
         return text[:_KEY_CHARS]
     prompt = job.prompt or ""
     return prompt[:_KEY_CHARS] if isinstance(prompt, str) else str(prompt[: _KEY_CHARS // 4])
+
+
+def _key_of_message(message: Message) -> str:
+    """Return the text of a message, with the ids or URLs of its pictures and sounds."""
+    texts = (
+        part.text if isinstance(part, TextPart) else part.media or part.url or ""
+        for part in message.parts
+    )
+    return "\n".join(texts)
 
 
 def _num_chars(job: GenerationJob) -> int:

@@ -11,6 +11,7 @@ from batchmill.producer.errors import BulkFileError
 from batchmill.producer.files.source import RecordFile
 from batchmill.producer.job.document import GenerationJob
 from batchmill.producer.job.line import BulkLine
+from batchmill.producer.job.messages import Message, TextPart
 from batchmill.producer.settings import ProducerSettings
 from batchmill.producer.store.submission import explanation_tokens
 
@@ -126,7 +127,15 @@ def prompt_texts(job: GenerationJob) -> list[tuple[str, str]]:
     if job.messages is None:
         text = job.prompt
         return [("", text if isinstance(text, str) else f"{len(text or ())} token ids")]
-    return [(message.role, str(message.content or "")) for message in job.messages]
+    return [(message.role, _shown(message)) for message in job.messages]
+
+
+def _shown(message: Message) -> str:
+    """Return the text of a message, and the kind of each picture and sound."""
+    shown = (
+        part.text if isinstance(part, TextPart) else f"[{part.type}]" for part in message.parts
+    )
+    return "\n".join(shown)
 
 
 def _tokenizer_file(path: Path) -> Path:

@@ -36,6 +36,7 @@ from .async_checks import check_structures
 from .async_iteration import as_async
 from .async_job_verbs import AsyncJobVerbs
 from .async_kind_verbs import AsyncKindVerbs
+from .async_media_verbs import AsyncMediaVerbs
 from .async_operator_verbs import AsyncOperatorVerbs
 from .async_vector_verbs import AsyncVectorVerbs
 from .job_groups import JobGroup, JobLike, OnRejected, as_job
@@ -93,7 +94,12 @@ class AsyncJob:
 
 
 class AsyncClient(
-    AsyncJobVerbs, AsyncKindVerbs, AsyncBatches, AsyncOperatorVerbs, AsyncVectorVerbs
+    AsyncJobVerbs,
+    AsyncKindVerbs,
+    AsyncBatches,
+    AsyncMediaVerbs,
+    AsyncOperatorVerbs,
+    AsyncVectorVerbs,
 ):
     """Submits jobs to a broker and reads their results.
 

@@ -37,6 +37,7 @@ from .job_groups import JobGroup, JobLike, OnRejected, as_job
 from .job_ids import ids_of
 from .job_verbs import JobVerbs
 from .kind_verbs import KindVerbs
+from .media_verbs import MediaVerbs
 from .operator_verbs import OperatorVerbs
 from .submissions import Submissions
 from .vector_verbs import VectorVerbs
@@ -89,7 +90,14 @@ class Job:
         self._client.forget(self.id)
 
 
-class Client(JobVerbs, KindVerbs, Batches, OperatorVerbs, VectorVerbs):
+class Client(
+    JobVerbs,
+    KindVerbs,
+    Batches,
+    MediaVerbs,
+    OperatorVerbs,
+    VectorVerbs,
+):
     """Submits jobs to a broker and reads their results.
 
     Thread-safe. A process that is forked from one that has used a client opens connections of its

@@ -14,6 +14,7 @@ from batchmill.engine.contract.grammar import check_parameters
 from batchmill.engine.contract.reasoning import Effort, check_effort
 
 from .field_checks import STRICT, Text, check_depth, optional, validation_error
+from .media_parts import MediaPart
 from .messages import FunctionName, Messages
 
 #: Fields that have a use only in a chat.
@@ -213,6 +214,11 @@ class ChatFields(BaseModel):
             for name, value in data.items()
             if value is not None or name not in _CHAT_ONLY
         }
+
+    @property
+    def media(self) -> list[MediaPart]:
+        """Its pictures and sounds, in order."""
+        return [part for message in self.messages or () for part in message.media]
 
     @property
     def must_call(self) -> bool:

@@ -16,9 +16,11 @@ from pydantic_core import PydanticCustomError
 
 from batchmill.engine.contract import explain as explanation
 from batchmill.engine.contract.agreement import check_tools_suit
+from batchmill.engine.contract.errors import ContractError
 from batchmill.engine.contract.kinds import SECTIONS, Kind
 from batchmill.engine.contract.limits import (
     MAX_CACHE_SALT_CHARS,
+    MAX_MEDIA,
     MAX_PROMPT_BYTES,
 )
 from batchmill.engine.contract.reasoning import check_budget
@@ -32,7 +34,14 @@ from . import limits
 from .chat import ChatFields
 from .controls import SamplingControls
 from .decision import Decision
-from .field_checks import Text, check_num_parts, check_utf8, integral, optional
+from .field_checks import (
+    Text,
+    check_num_parts,
+    check_utf8,
+    integral,
+    optional,
+    validation_error,
+)
 from .kinds import KindSection
 from .pooled import Embedding, Scoring
 from .prompt import PromptInput, check_prompt
@@ -397,6 +406,24 @@ class GenerationJob(ChatFields, SamplingControls):
                     f"messages, documents and tools have {num_bytes} bytes, the limit is "
                     f"{MAX_PROMPT_BYTES}; shorten them"
                 )
+        return self
+
+    @model_validator(mode="after")
+    def _check_media(self) -> Self:
+        media = self.media
+        if len(media) > MAX_MEDIA:
+            raise ValueError(
+                f"messages have {len(media)} pictures and sounds, the limit is {MAX_MEDIA}; send "
+                "several jobs"
+            )
+        if media and self.explain:
+            raise validation_error(
+                ContractError(
+                    "explain is not supported for a chat with pictures or sounds: leave it out",
+                    "unsupported_parameter",
+                ),
+                "explain",
+            )
         return self
 
     @model_validator(mode="after")

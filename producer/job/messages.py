@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from typing import Annotated, Any, Final, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, model_validator
@@ -11,7 +12,8 @@ from pydantic_core import PydanticCustomError
 from batchmill.engine.contract import limits
 from batchmill.engine.contract.chat import FUNCTION_NAME, Role
 
-from .field_checks import STRICT, Text
+from .field_checks import STRICT, Text, check_utf8
+from .media_parts import MEDIA_TYPES, MediaPart, MediaPartForms, read_media_part
 
 #: Fields that OpenAI's responses write out in messages, and their values that mean nothing.
 NEUTRAL_FIELDS: Final[dict[str, tuple[Any, ...]]] = {
@@ -23,6 +25,9 @@ NEUTRAL_FIELDS: Final[dict[str, tuple[Any, ...]]] = {
     "refusal": (None,),
     "tool_calls": (None, []),
 }
+
+#: Of a part that names a medium; the id alone has 68.
+_MEDIA_PART_BYTES: Final = 100
 
 FunctionName = Annotated[str, Field(pattern=FUNCTION_NAME)]
 
@@ -39,24 +44,37 @@ class TextPart(BaseModel):
     """Its text."""
 
 
-def _text_of(content: Any) -> Any:
-    """Return the parts of type text, joined by line ends as in vLLM; other content unchanged."""
+#: One part of a content, in the normal form.
+ContentPart = TextPart | MediaPart
+
+
+def _read_content(content: Any) -> Any:
+    """Return parts in the normal form; text parts alone become one text, as in vLLM."""
     if not isinstance(content, list):
         return content
-    texts = []
-    for index, part in enumerate(content):
-        kind = part.get("type") if isinstance(part, dict) else None
-        if kind is None:
-            raise ValueError(f"part {index} has no type: use a text, or parts of type text")
-        if kind != "text":
-            message = (
-                f"content part {index} is of type {str(kind)[:40]!r}: this version takes text only"
-            )
-            raise PydanticCustomError("unsupported_parameter", "{message}", {"message": message})
-        if set(part) != {"type", "text"} or not isinstance(part["text"], str):
-            raise ValueError(f"part {index} must have a type and a text, and nothing else")
-        texts.append(part["text"])
-    return "\n".join(texts)
+    parts = [_read_part(part, index) for index, part in enumerate(content)]
+    if all(isinstance(part, TextPart) for part in parts):
+        return "\n".join(part.text for part in parts if isinstance(part, TextPart))
+    return parts
+
+
+def _read_part(part: Any, index: int) -> ContentPart:
+    if isinstance(part, TextPart | MediaPart):
+        return part
+    kind = part.get("type") if isinstance(part, dict) else None
+    if kind is None:
+        raise ValueError(f"part {index} has no type: use a text, or parts with a type")
+    if isinstance(kind, str) and kind in MEDIA_TYPES:
+        return read_media_part(part, f"part {index}")
+    if kind != "text":
+        message = (
+            f"content part {index} is of type {str(kind)[:40]!r}: this version takes text, "
+            f"pictures and sounds ({', '.join(MEDIA_TYPES)})"
+        )
+        raise PydanticCustomError("unsupported_parameter", "{message}", {"message": message})
+    if set(part) != {"type", "text"} or not isinstance(part["text"], str):
+        raise ValueError(f"part {index} must have a type and a text, and nothing else")
+    return TextPart(type="text", text=check_utf8(part["text"]))
 
 
 def _arguments(given: Any) -> Any:
@@ -112,10 +130,13 @@ class Message(BaseModel):
     """`developer` is OpenAI's newer name for `system`."""
 
     content: Annotated[
-        Text | None,
-        BeforeValidator(_text_of, json_schema_input_type=str | list[TextPart] | None),
+        Text | list[ContentPart] | None,
+        BeforeValidator(
+            _read_content, json_schema_input_type=str | list[TextPart | MediaPartForms] | None
+        ),
     ] = Field(default=None, repr=False)
-    """Text, or a list of parts of type text; null only in a message with `tool_calls`."""
+    """Text, or a list of parts: text, pictures and sounds (docs/media.md). Null only in a message
+    with `tool_calls`."""
 
     name: Annotated[Text, Field(min_length=1, max_length=limits.MAX_MESSAGE_NAME_CHARS)] | None = (
         None
@@ -154,16 +175,43 @@ class Message(BaseModel):
             )
         if self.content is None and self.tool_calls is None:
             raise ValueError("content is missing: only a message with tool_calls can go without")
+        if self.role == "assistant" and self.media:
+            raise ValueError(
+                "a message of the assistant must not have pictures or sounds: put them into one of "
+                "the user"
+            )
         if (self.tool_call_id is not None) != (self.role == "tool"):
             raise ValueError("tool_call_id belongs to every message of the role tool, and no other")
         return self
 
     @property
+    def parts(self) -> Sequence[ContentPart]:
+        """The content as parts; empty without one."""
+        if isinstance(self.content, str):
+            return (TextPart(type="text", text=self.content),)
+        return self.content or ()
+
+    @property
+    def text(self) -> str:
+        """The text of the content, without its pictures and sounds."""
+        return "\n".join(part.text for part in self.parts if isinstance(part, TextPart))
+
+    @property
+    def media(self) -> list[MediaPart]:
+        """Its pictures and sounds, in order."""
+        return [part for part in self.parts if isinstance(part, MediaPart)]
+
+    @property
     def num_bytes(self) -> int:
-        """Approximate size in the job's document."""
+        """Approximate size in the job's document; stored media are not part of it."""
         calls = self.tool_calls or ()
-        return len((self.content or "").encode()) + sum(
-            len(call.function.arguments.encode()) + limits.MAX_FUNCTION_NAME_CHARS for call in calls
+        return (
+            len(self.text.encode())
+            + len(self.media) * _MEDIA_PART_BYTES
+            + sum(
+                len(call.function.arguments.encode()) + limits.MAX_FUNCTION_NAME_CHARS
+                for call in calls
+            )
         )
 
 

@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from typing import Final
 
 from .document import GenerationJob
+from .media_parts import MediaPart
+from .messages import TextPart
 
 #: Characters of the beginning that must be equal. A shorter prompt has no prefix worth sharing.
 _NUM_CHARS: Final = 512
@@ -41,7 +43,14 @@ def _pieces(job: GenerationJob) -> Iterator[str]:
     for tool in job.tools:
         yield tool.model_dump_json()
     for message in job.messages or ():
-        yield f"\0{message.role}\0{message.content or ''}"
+        yield f"\0{message.role}"
+        for part in message.parts:
+            yield f"\0{part.text}" if isinstance(part, TextPart) else _media_piece(part)
+
+
+def _media_piece(part: MediaPart) -> str:
+    """Return what stands for a picture or a sound: long enough, for it has hundreds of tokens."""
+    return f"\0{part.type} {part.media or part.url}".ljust(_NUM_CHARS)
 
 
 def _beginning(pieces: Iterator[str]) -> str:

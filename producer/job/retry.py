@@ -13,6 +13,7 @@ from .field_checks import STRICT, integral
 RETRYABLE_CODES: Final = (
     "engine_error",
     "internal_error",
+    "media_unreachable",
     "out_of_memory",
     "payload_unreachable",
     "structure_check_unavailable",

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from batchmill.producer.encryption.key_ring import KeyRing
 from batchmill.producer.errors import BatchmillError, ContentChanged
 from batchmill.producer.protocol.content import Place, UnreadableContent
-from batchmill.producer.protocol.opening import CONTENT_FIELDS
+from batchmill.producer.protocol.opening import OBJECT_FIELDS
 from batchmill.producer.protocol.payloads import (
     READS_OBJECTS,
     Reference,
@@ -37,7 +37,7 @@ class OutgoingContent:
     def seal(self, content: bytes, place: Place) -> bytes:
         """Return the sealed value of content, or a reference to it."""
         value = self._key_ring.seal(content, place)
-        if len(content) <= self._threshold_bytes or place.field not in CONTENT_FIELDS:
+        if len(content) <= self._threshold_bytes or place.field not in OBJECT_FIELDS:
             return value
         key_id = self._key_ring.key_ids[0] if self._key_ring.key_ids else None
         reference = Reference.to(value, place.owner, place.field, key_id)

@@ -18,8 +18,10 @@ PROTOCOL_VERSION = 1
 KINDS_VERSION = 2
 #: Version of the records of jobs with a LoRA adapter, of any kind, for the same reason.
 ADAPTERS_VERSION = 3
+#: Version of the records of jobs with pictures or sounds, with and without an adapter.
+MEDIA_VERSION = 4
 #: Versions this code can run.
-SUPPORTED_VERSIONS = (PROTOCOL_VERSION, KINDS_VERSION, ADAPTERS_VERSION)
+SUPPORTED_VERSIONS = (PROTOCOL_VERSION, KINDS_VERSION, ADAPTERS_VERSION, MEDIA_VERSION)
 
 #: The Celery task that an announcement names.
 TASK_NAME = "batchmill.generate"
@@ -109,6 +111,8 @@ LEFTOVERS = PREFIX + "leftovers"
 PAYLOADS = PREFIX + "payloads"
 #: Those that nothing refers to, by the time of the next try to delete them.
 PAYLOADS_UNUSED = PREFIX + "payloads_unused"
+#: Pictures and sounds, by the time at which it is looked up whether a job needs them.
+MEDIA_DUE = PREFIX + "media_due"
 
 #: Priority classes, highest first: the order in which a worker looks at its queues.
 PRIORITIES = ("high", "normal", "low")
@@ -212,6 +216,16 @@ def thoughts(job_id: str) -> str:
 def seals(job_id: str) -> str:
     """Return the key of the seals of a job's tokens and text, by their places (hash)."""
     return f"{PREFIX}seals:{job_id}"
+
+
+def media(name: str) -> str:
+    """Return the key of a tenant's picture or sound (hash); `media_names` makes the name."""
+    return f"{PREFIX}media:{name}"
+
+
+def media_jobs(name: str) -> str:
+    """Return the key of the jobs that name a picture or a sound (zset)."""
+    return f"{PREFIX}media_jobs:{name}"
 
 
 def announced(queue: str) -> str:
@@ -399,8 +413,10 @@ def channel(job_id: str) -> str:
     return f"{PREFIX}events:{job_id}"
 
 
-def record_version(kind: str, *, has_adapter: bool = False) -> int:
+def record_version(kind: str, *, has_adapter: bool = False, has_media: bool = False) -> int:
     """Return the version of the record of a job of a kind."""
+    if has_media:
+        return MEDIA_VERSION
     if has_adapter:
         return ADAPTERS_VERSION
     return PROTOCOL_VERSION if kind == "generate" else KINDS_VERSION

@@ -22,6 +22,8 @@ from .content import (
 CONTENT_FIELDS: Final = ("doc", "result")
 #: Fields that are sealed as JSON.
 JSON_FIELDS: Final = ("celery_embed",)
+#: Fields whose content may be in an object store.
+OBJECT_FIELDS: Final = (*CONTENT_FIELDS, "media")
 
 Seals = Mapping[bytes, bytes]
 

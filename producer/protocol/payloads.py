@@ -19,7 +19,7 @@ MAGIC: Final = b"\xb5BMR"
 READS_OBJECTS: Final = "@payloads"
 #: Longest object that is read, whatever a reference says: the longest string that Redis takes.
 MAX_OBJECT_BYTES: Final = 512 << 20
-_NAME = re.compile(r"[A-Za-z0-9_-]{1,128}\.(doc|result)\.[0-9a-f]{32}")
+_NAME = re.compile(r"[A-Za-z0-9_-]{1,128}\.(doc|result|media)\.[0-9a-f]{32}")
 _REFERENCE = re.compile(rb"([\w.-]{1,200}) (\d{1,12}) ([0-9a-f]{64}) ([\w.-]{1,64})")
 _NO_KEY = "-"
 

@@ -132,6 +132,9 @@ class RecordFields(BaseModel):
     lora: str | None = None
     """Digest of its LoRA adapter, for which its name stood at submit: all of the job is computed
     with this version."""
+    media: str | None = None
+    """Names of its pictures and sounds, in their order in the document, separated by spaces; `-`
+    for each whose URL is not fetched yet."""
     traceparent: str | None = None
     """W3C context of the span that sent the job, or of its caller."""
     tags: str | None = None

@@ -48,6 +48,8 @@ class SubmitStatus(StrEnum):
     PAUSED = "PAUSED"
     #: Its LoRA adapter does not exist, or is one of another model; nothing was stored.
     NO_ADAPTER = "NO_ADAPTER"
+    #: One of its pictures or sounds is not stored for its tenant.
+    NO_MEDIA = "NO_MEDIA"
     #: A key that the job needs is of another type; nothing was stored.
     UNUSABLE = "UNUSABLE"
 
@@ -82,6 +84,28 @@ class SubmitReply:
     pause: Pause | None = None
     #: With NO_ADAPTER: the model that the adapter is for; empty if there is none of the name.
     adapter_model: str = ""
+    #: With NO_MEDIA: its place among the media of the job, from 0.
+    media_place: int = 0
+
+
+class MediaStatus(StrEnum):
+    """Reply of `media_put`."""
+
+    STORED = "STORED"
+    #: It would take more of Redis' memory than the limit.
+    FULL = "FULL"
+    #: The call came too late, and its object was deleted.
+    GONE = "GONE"
+
+
+class PinStatus(StrEnum):
+    """Reply of `media_pin`."""
+
+    PINNED = "PINNED"
+    #: Another claim has the job.
+    FENCED = "FENCED"
+    #: The medium is not stored any more.
+    GONE = "GONE"
 
 
 class ClaimRefusal(StrEnum):
@@ -151,6 +175,8 @@ class Claim:
     must_rewrite_output: bool = False
     #: Digest of its LoRA adapter, as its name was resolved at submit.
     lora: str | None = None
+    #: Names of its pictures and sounds, in order; `-` for each whose URL is not fetched yet.
+    media: tuple[str, ...] = ()
     #: Why the document or the output cannot be opened; both are empty then.
     unreadable: UnreadableContent | None = None
 

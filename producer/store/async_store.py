@@ -15,11 +15,14 @@ from batchmill.producer.payloads.ciphers import IncomingContent, OutgoingContent
 from batchmill.producer.payloads.object_store import ObjectStore
 from batchmill.producer.payloads.settings import find_object_store
 from batchmill.producer.protocol import keys, reads
+from batchmill.producer.protocol.calls import media as media_calls
 from batchmill.producer.protocol.calls import payloads as payload_calls
 from batchmill.producer.protocol.calls.call import Call, Read, read_reply
 from batchmill.producer.protocol.content import Cipher, Content, Place
+from batchmill.producer.protocol.media import NewMedia
 from batchmill.producer.protocol.payloads import READS_OBJECTS, references_in
 from batchmill.producer.protocol.records import WorkerInfo, read_worker
+from batchmill.producer.protocol.replies import MediaStatus
 from batchmill.producer.protocol.scripts import SCRIPT_NAMES, script_source
 
 from .call_limits import time_limit
@@ -224,12 +227,37 @@ class AsyncStore:
         """
         return (await self._cipher_of(value)).open(value, place)
 
+    async def put_media(
+        self, media: Sequence[NewMedia], *, max_memory_percent: int | None = None
+    ) -> list[MediaStatus]:
+        """Store pictures and sounds, one after another; those that are stored are not sent again.
+
+        Raises:
+            PayloadUnreachable: one could not be written to the object store in time.
+        """
+        known = await self.run(media_calls.touch(media))
+        statuses = []
+        for each, is_known in zip(media, known, strict=True):
+            status = MediaStatus.STORED
+            if not is_known:
+                status = await self.run(
+                    media_calls.put(each, max_memory_percent=max_memory_percent)
+                )
+            statuses.append(status)
+        return statuses
+
     async def _resolved(self, calls: Sequence[Call[Any]]) -> list[Args]:
         """Return the arguments to send. Content that is too large is in the object store then.
+
+        So are the media that the calls bring along, there or in Redis. If there is no room for
+        them, the script finds that out, and refuses the job.
 
         Raises:
             PayloadUnreachable: it could not be written in time; nothing was sent.
         """
+        for call in calls:
+            if call.media:
+                await self.put_media(call.media, max_memory_percent=call.max_memory_percent)
         if self.objects is None:
             return [call.resolved_args(self.key_ring) for call in calls]
         outgoing = OutgoingContent(self.key_ring, self.objects.threshold_bytes)

@@ -72,6 +72,8 @@ def accepted_id(job: NewJob, reply: SubmitReply) -> str:
         )
     if reply.status is SubmitStatus.NO_ADAPTER:
         raise adapter_error(job.lora, job.model, reply.adapter_model)
+    if reply.status is SubmitStatus.NO_MEDIA:
+        raise media_error(job.media[reply.media_place], job.tenant)
     if reply.pause is not None:
         raise QueuePaused(f"{reply.pause.describe()}; it refuses jobs until it is resumed")
     if reply.job_id is None:
@@ -89,6 +91,16 @@ def accepted_id(job: NewJob, reply: SubmitReply) -> str:
             job_id=reply.job_id,
         )
     return reply.job_id
+
+
+def media_error(some_id: str | None, tenant: str) -> JobRejected:
+    """Return the error of a job that names a picture or a sound that is not stored."""
+    return JobRejected(
+        f"messages: the tenant {tenant!r} has no medium {some_id}: store it with put_media, or "
+        "send it again; it is kept for BATCHMILL_MEDIA_TTL_S after that, and after each job",
+        code="media_missing",
+        param="messages",
+    )
 
 
 def adapter_error(lora: str | None, model: str, adapter_model: str) -> JobRejected:

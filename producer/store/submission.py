@@ -21,12 +21,15 @@ from batchmill.producer.protocol.replies import JobState
 from batchmill.producer.settings import ProducerSettings
 from batchmill.producer.webhook.target import ForbiddenTarget, read_target
 
+from .media import check_media, new_media
 from .output_memory import output_bytes
 
 #: Random seeds stay exact in every JSON reader (2**53).
 _SEED_BITS = 53
 #: Of English text in common vocabularies; other languages have fewer.
 _BYTES_PER_TOKEN = 4
+#: Of a picture or a sound: models make 64 to several thousand tokens of one.
+_TOKENS_PER_MEDIUM = 512
 _ENDS = {state.value for state in JobState if state.is_terminal}
 
 
@@ -49,6 +52,7 @@ def prepare(job: GenerationJob, settings: ProducerSettings, *, job_id: str | Non
         )
     check_webhook(job.webhook, settings)
     check_retry(job.retry, settings)
+    check_media(job, settings)
     model = job.model or settings.served_name
     job = job.model_copy(update={"model": model})
     digest = fingerprint(job) if job.idempotency_key else ""
@@ -75,8 +79,12 @@ def prepare(job: GenerationJob, settings: ProducerSettings, *, job_id: str | Non
         limits=queue_limits(settings),
         tags=tuple(job.tags),
         max_tokens=_most_output_tokens(job),
-        version=keys.record_version(job.kind, has_adapter=job.lora is not None),
+        version=keys.record_version(
+            job.kind, has_adapter=job.lora is not None, has_media=bool(job.media)
+        ),
         lora=job.lora,
+        media=tuple(part.media for part in job.media),
+        new_media=new_media(job, settings),
         traceparent=job.traceparent,
         prefix=prefix_digest(job),
     )
@@ -131,6 +139,7 @@ def _estimated_prompt_tokens(job: GenerationJob) -> int:
         num_prompt_tokens = _estimated_tokens(job.prompt)
     else:
         num_prompt_tokens = job.num_chat_bytes // _BYTES_PER_TOKEN + 1
+        num_prompt_tokens += len(job.media) * _TOKENS_PER_MEDIUM
     return num_prompt_tokens
 
 

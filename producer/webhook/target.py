@@ -46,6 +46,12 @@ class TargetPolicy:
     ports: Sequence[tuple[int, int]] = ()
     #: Networks that may be reached although they are not public.
     networks: Sequence[Network] = ()
+    #: What the names of these settings begin with, for messages.
+    settings: str = "BATCHMILL_WEBHOOK"
+
+    @property
+    def _peers(self) -> str:
+        return "receivers" if self.settings == "BATCHMILL_WEBHOOK" else "servers"
 
     def check_address(self, address: Address) -> None:
         """Refuse an address that is neither public nor in an allowed network.
@@ -55,8 +61,8 @@ class TargetPolicy:
         """
         if is_forbidden(address, self.networks):
             raise ForbiddenTarget(
-                f"address {address} is not public; for receivers on your own network, set "
-                "BATCHMILL_WEBHOOK_ALLOW_NETWORKS",
+                f"address {address} is not public; for {self._peers} on your own network, set "
+                f"{self.settings}_ALLOW_NETWORKS",
                 reason="refused_address",
             )
 
@@ -69,7 +75,7 @@ class TargetPolicy:
         if scheme == "http" and not self.allow_http:
             raise ForbiddenTarget(
                 "plain http can be read in transit; use https, or set "
-                "BATCHMILL_WEBHOOK_ALLOW_HTTP=true for receivers on your own network",
+                f"{self.settings}_ALLOW_HTTP=true for {self._peers} on your own network",
                 reason="refused_scheme",
             )
 
@@ -83,7 +89,7 @@ class TargetPolicy:
             return
         if not any(first <= port <= last for first, last in self.ports):
             raise ForbiddenTarget(
-                f"port {port} must be 443, 80 or one of BATCHMILL_WEBHOOK_ALLOW_PORTS",
+                f"port {port} must be 443, 80 or one of {self.settings}_ALLOW_PORTS",
                 reason="refused_port",
             )
 

@@ -25,6 +25,52 @@ def holds_secret(field: FieldInfo) -> bool:
     return not field.repr or SecretStr in (field.annotation, *get_args(field.annotation))
 
 
+def split_list(value: Any) -> Any:
+    """Return the parts of a text with commas between them; another value unchanged."""
+    if not isinstance(value, str):
+        return value
+    return tuple(part.strip() for part in value.split(",") if part.strip())
+
+
+def check_ports(value: tuple[str, ...]) -> tuple[str, ...]:
+    """Return ports and ranges of ports.
+
+    Raises:
+        ValueError: one of them is neither.
+    """
+    for part in value:
+        first, last = _port_range(part)
+        if not 1 <= first <= last <= 65535:
+            raise ValueError(f"{part!r} must be a port or a range of ports from 1 to 65535")
+    return value
+
+
+def check_networks(value: tuple[str, ...]) -> tuple[str, ...]:
+    """Return networks.
+
+    Raises:
+        ValueError: one of them is not a network.
+    """
+    for part in value:
+        try:
+            ip_network(part)
+        except ValueError as error:
+            raise ValueError(f"{error}; write it as 10.1.0.0/16") from None
+    return value
+
+
+def make_policy(
+    *, allow_http: bool, ports: tuple[str, ...], networks: tuple[str, ...], settings: str
+) -> TargetPolicy:
+    """Return the policy of three checked settings, whose names begin with `settings`."""
+    return TargetPolicy(
+        allow_http=allow_http,
+        ports=tuple(_port_range(part) for part in ports),
+        networks=tuple(ip_network(part) for part in networks),
+        settings=settings,
+    )
+
+
 class TargetSettings(BaseSettings):
     """Targets that the operator allows besides https to public addresses."""
 
@@ -59,39 +105,20 @@ class TargetSettings(BaseSettings):
     #: Networks that webhooks may go to although they are not public, such as `10.1.0.0/16`.
     webhook_allow_networks: Annotated[tuple[str, ...], NoDecode] = ()
 
-    @field_validator("webhook_allow_ports", "webhook_allow_networks", mode="before")
-    @classmethod
-    def _split_list(cls, value: Any) -> Any:
-        if not isinstance(value, str):
-            return value
-        return tuple(part.strip() for part in value.split(",") if part.strip())
-
-    @field_validator("webhook_allow_ports")
-    @classmethod
-    def _check_ports(cls, value: tuple[str, ...]) -> tuple[str, ...]:
-        for part in value:
-            first, last = _port_range(part)
-            if not 1 <= first <= last <= 65535:
-                raise ValueError(f"{part!r} must be a port or a range of ports from 1 to 65535")
-        return value
-
-    @field_validator("webhook_allow_networks")
-    @classmethod
-    def _check_networks(cls, value: tuple[str, ...]) -> tuple[str, ...]:
-        for part in value:
-            try:
-                ip_network(part)
-            except ValueError as error:
-                raise ValueError(f"{error}; write it as 10.1.0.0/16") from None
-        return value
+    _split = field_validator("webhook_allow_ports", "webhook_allow_networks", mode="before")(
+        split_list
+    )
+    _check_ports = field_validator("webhook_allow_ports")(check_ports)
+    _check_networks = field_validator("webhook_allow_networks")(check_networks)
 
     @property
     def target_policy(self) -> TargetPolicy:
         """The three settings as the checks need them."""
-        return TargetPolicy(
+        return make_policy(
             allow_http=self.webhook_allow_http,
-            ports=tuple(_port_range(part) for part in self.webhook_allow_ports),
-            networks=tuple(ip_network(part) for part in self.webhook_allow_networks),
+            ports=self.webhook_allow_ports,
+            networks=self.webhook_allow_networks,
+            settings="BATCHMILL_WEBHOOK",
         )
 
 

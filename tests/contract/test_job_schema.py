@@ -79,13 +79,18 @@ def test_every_value_of_every_field_is_judged_alike(name: str) -> None:
     assert num_accepted, "no value shows that the field is accepted"
 
 
+URL = "https://a.example/b"
 MESSAGES: list[tuple[dict[str, Any], bool]] = [
     ({"content": "a"}, True),
     ({"content": PARTS}, True),
     ({"content": []}, True),
     ({"content": [{"type": "text"}]}, False),
     ({"content": [{"type": "text", "text": "a", "x": 1}]}, False),
-    ({"content": [{"type": "image_url", "image_url": {"url": "x"}}]}, False),
+    ({"content": [{"type": "image_url", "image_url": {"url": "https://a.example/b"}}]}, True),
+    ({"content": [{"type": "image", "media": "med_" + "0" * 64}, *PARTS]}, True),
+    ({"content": [{"type": "image", "media": "med_1"}]}, False),
+    ({"content": [{"type": "image_url", "image_url": {"url": URL, "detail": "low"}}]}, False),
+    ({"content": [{"type": "video", "url": URL}]}, False),
     ({"content": ["a"]}, False),
     ({"content": {"type": "text", "text": "a"}}, False),
     ({"content": 5}, False),

@@ -121,7 +121,7 @@ def test_real_records_fit_their_schema_and_hold_no_field_that_it_does_not_know(
         if number == 1:
             place = BatchPlace("batch_1", 0, "c0", "/v1/completions")
             new = replace(new, celery_result=True, batch=place, start_by_ms=10**15)
-            new = replace(new, api_key="key_1", gateway="{}")
+            new = replace(new, api_key="key_1", gateway="{}", media=(None,))
             new = replace(new, celery_headers='{"group":"g"}', celery_embed='{"chain":null}')
         store.submit(new)
         ids.append(new.job_id)

@@ -167,7 +167,7 @@ REGISTRIES = {
     *(keys.BATCHES, keys.BATCHES_DUE, keys.SESSIONS, keys.CLOCK, keys.LAST_SWEEP),
     *(keys.SCHEDULED, keys.USAGE, keys.TENANTS, keys.WINDOW, keys.REPAIR, keys.MEMORY),
     *(keys.SERVED, keys.LEFTOVERS, keys.API_KEYS, keys.OUTBOX_TAKERS),
-    *(keys.PAYLOADS, keys.PAYLOADS_UNUSED),
+    *(keys.PAYLOADS, keys.PAYLOADS_UNUSED, keys.MEDIA_DUE),
     *(keys.USED_TOKENS, keys.RECEIVER_SECRETS, keys.CELERY_END_TAKERS),
     *(keys.BATCH_INTAKES, keys.FILES_EXPIRING, keys.ADAPTERS),
 }
@@ -232,9 +232,21 @@ def assert_every_key_ends(redis: Any) -> None:
         else:
             assert redis.zscore(keys.BATCHES_DUE, batch_id), f"{batch_id} stays in the index"
     allowed |= {name for name in names if name.startswith(f"{keys.LEFTOVERS}:")}
+    allowed |= media_of_unfinished_jobs(redis, live)
     allowed |= {name for name in names if name.startswith(keys.receivers(""))}
     for name in names - allowed:
         assert redis.pttl(name) != -1, f"{name} has neither a time to live nor an index entry"
+
+
+def media_of_unfinished_jobs(redis: Any, live: set[str]) -> set[str]:
+    """Return the keys of the media that unfinished jobs name; assert that they are kept."""
+    found = set()
+    for i in live:
+        for name in (redis.hget(keys.job(i), "media") or b"").decode().split():
+            if name != "-" and redis.exists(keys.media(name)):
+                assert redis.zscore(keys.media_jobs(name), i) == 0
+                found |= {keys.media(name), keys.media_jobs(name)}
+    return found
 
 
 def assert_waiting_jobs_add_up(redis: Any, queue: str) -> set[str]:

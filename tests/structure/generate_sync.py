@@ -33,6 +33,7 @@ ORIGINALS = (
     "producer/client/async_batches.py",
     "producer/client/async_operator_verbs.py",
     "producer/client/async_vector_verbs.py",
+    "producer/client/async_media_verbs.py",
     "producer/client/async_client.py",
 )
 #: Patterns and their replacements, in code, docstrings and comments alike.

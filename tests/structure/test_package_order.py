@@ -27,6 +27,7 @@ ORDER = {
         *("vector_sections", "results", "progress", "error_codes"),
         *("errors", "tracing", "secrets_from_files", "encryption", "payloads"),
         *("sentinel_url", "shard_list", "broker_url", "webhook"),
+        "media_settings",
         "settings",
         *("job", "files", "store", "watch", "client", "bulk", "schemas", "__init__"),
     ),
@@ -35,8 +36,10 @@ ORDER = {
         *(
             "metrics",
             "watermark_settings",
+            "media_settings",
             "settings",
             "health",
+            "media",
             "engine_host",
             "jobs",
             "tracing",

@@ -108,6 +108,8 @@ class Ready:
     drafts: DraftCounts | None = None
     #: Kinds of job that it serves.
     kinds: Sequence[str] = ("generate",)
+    #: Samples a second at which it takes sounds; None takes any.
+    audio_rate_hz: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -91,7 +91,17 @@ def cache_salt(document: GenerationJob, *, shared_across_tenants: bool) -> str |
 
 def chat_arguments(document: GenerationJob) -> dict[str, Any]:
     """Return the chat fields for the engine, without nulls, which a template might print."""
-    return document.model_dump(include=_CHAT_FIELDS, exclude_none=True)
+    fields = document.model_dump(include=_CHAT_FIELDS, exclude_none=True)
+    if document.media:
+        for message in fields["messages"]:
+            if isinstance(content := message.get("content"), list):
+                message["content"] = [_placeholder(part) for part in content]
+    return fields
+
+
+def _placeholder(part: dict[str, Any]) -> dict[str, Any]:
+    """Return a part as the engine gets it: it sees no id and no URL."""
+    return part if part["type"] == "text" else {"type": part["type"]}
 
 
 def time_limit(claim: Claim, celery_limit_s: float | None) -> TimeLimit | None:

@@ -36,6 +36,7 @@ from .engine_request import (
 )
 from .held_prefixes import HeldPrefixes
 from .job_end import failed_end, with_retry
+from .media_threads import MediaThreads
 from .object_threads import ObjectThreads
 from .outcome import Outcome, TaskHandle
 from .outcome_reporter import OutcomeReporter
@@ -62,7 +63,8 @@ class JobClaimer:
     The claim comes before the acknowledgement, so a job is announced or leased at any moment. If
     Redis does not reply to a claim, the task is parked here, unacknowledged, until it does; the
     intake gate is closed meanwhile. Not thread-safe: only the event loop's thread calls it. A job
-    whose document is in an object store goes on from one of `ObjectThreads`.
+    whose document is in an object store goes on from one of `ObjectThreads`, and one with pictures
+    or sounds from one of `MediaThreads`.
     """
 
     def __init__(
@@ -79,6 +81,7 @@ class JobClaimer:
         read_identity: Callable[[], str | None],
         traces: JobTraces,
         objects: ObjectThreads,
+        media: MediaThreads,
         on_room: Callable[[], None],
         prefixes: HeldPrefixes,
     ) -> None:
@@ -96,6 +99,7 @@ class JobClaimer:
             read_identity: the engine's identity; None while there is no engine.
             traces: makes the traces of attempts.
             objects: reads the documents that are in an object store.
+            media: prepares pictures and sounds.
             on_room: called from any thread when such a document has been read.
             prefixes: that the engine holds.
         """
@@ -110,6 +114,7 @@ class JobClaimer:
         self._read_identity = read_identity
         self._traces = traces
         self._objects = objects
+        self._media = media
         self._on_room = on_room
         self._prefixes = prefixes
         self._rng = random.Random()
@@ -118,8 +123,8 @@ class JobClaimer:
 
     @property
     def is_held_up(self) -> bool:
-        """Whether tasks wait for Redis or for an engine, or many for their documents."""
-        return bool(self._parked) or self._objects.is_full
+        """Whether tasks wait for Redis or for an engine, or many for documents or media."""
+        return bool(self._parked) or self._objects.is_full or self._media.is_full
 
     def claim(self, task: TaskHandle) -> bool:
         """Claim a task's job; return False if the task was parked, so `retry_parked` is due."""
@@ -240,7 +245,7 @@ class JobClaimer:
             return
         self._prepare(job, document)
         self._reporter.accept(task)
-        self._run(job)
+        self._run_with_media(job, document)
 
     def _take_document(self, job: ActiveJob, found: bytes | BatchmillError) -> None:
         """Run a job whose document was read from the object store, or end its attempt."""
@@ -252,7 +257,7 @@ class JobClaimer:
             self._refuse(job, rejection)
         else:
             self._prepare(job, document)
-            self._run(job)
+            self._run_with_media(job, document)
         self._on_room()
 
     def _parse(self, document_json: bytes) -> GenerationJob:
@@ -268,6 +273,9 @@ class JobClaimer:
     def _refuse(self, job: ActiveJob, rejection: JobRejected) -> None:
         """End the attempt of a job without a document; another one follows if the rules say so."""
         job.trace = self._traces.start(job.claim, None)
+        self._end(job, rejection)
+
+    def _end(self, job: ActiveJob, rejection: JobRejected) -> None:
         end = failed_end(rejection.code, str(rejection))
         self._writer.end(job, with_retry(job, end, self._rng))
 
@@ -294,6 +302,21 @@ class JobClaimer:
             num_resumed_tokens=len(claim.token_ids),
             alone=claim.alone,
         )
+
+    def _run_with_media(self, job: ActiveJob, document: GenerationJob) -> None:
+        """Run a job; if it has pictures or sounds, once they are decoded."""
+        if document.media:
+            self._media.prepare(job, document, self._take_media)
+        else:
+            self._run(job)
+
+    def _take_media(self, job: ActiveJob, problem: JobRejected | None) -> None:
+        """Run a job whose media are decoded, or end its attempt."""
+        if problem is None:
+            self._run(job)
+        else:
+            self._end(job, problem)
+        self._on_room()
 
     def _run(self, job: ActiveJob) -> None:
         if not self._jobs.add(job):

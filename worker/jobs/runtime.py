@@ -37,6 +37,7 @@ from .job_claimer import JobClaimer
 from .job_end import JobEnd, bounded_end, finished_end, refused_end, with_retry
 from .leaving import LeavingJobs
 from .lost_workers import put_back_jobs_of_lost_workers
+from .media_setup import media_threads
 from .object_threads import ObjectThreads
 from .outcome import Outcome
 from .outcome_reporter import OutcomeReporter
@@ -130,6 +131,7 @@ class WorkerRuntime:
         self.reporter = OutcomeReporter(settings.finisher_threads)
         self.writer = self._make_writer()
         self._objects = ObjectThreads(store, self.metrics.jobs)
+        self._media = media_threads(settings, store, self.link)
         self._prefixes = HeldPrefixes(
             is_on=settings.prefix_claims and settings.engine_config.enable_prefix_caching
         )
@@ -385,6 +387,7 @@ class WorkerRuntime:
             read_identity=lambda: None if self.link.ready is None else self.link.ready.identity,
             traces=traces,
             objects=self._objects,
+            media=self._media,
             on_room=self._on_room,
             prefixes=self._prefixes,
         )
@@ -440,6 +443,7 @@ class WorkerRuntime:
         return [
             *(PeriodicThread("payloads", each, sweep_s, jitter=_SWEEP_JITTER) for each in sweeps),
             self._heartbeat_thread,
+            PeriodicThread("media-leases", self._media.renew, self._settings.lease_s / 3),
             PeriodicThread("tasks", self._move_tasks, _TASKS_PAUSE_S),
             PeriodicThread("inbox", self._inbox.move_documents, PAUSE_S),
             PeriodicThread("high-intake", self.high.look, LOOK_INTERVAL_S, jitter=_SWEEP_JITTER),

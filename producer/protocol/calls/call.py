@@ -16,11 +16,23 @@ from batchmill.producer.protocol.content import (
     JsonContent,
     KeyIds,
 )
+from batchmill.producer.protocol.media import MediaContent, MediaName, MediaNames, NewMedia
 
 Value = TypeVar("Value")
 Other = TypeVar("Other")
 Parsed = TypeVar("Parsed", covariant=True)
-Argument = str | bytes | int | Content | JsonContent | Fingerprint | KeyIds
+Argument = (
+    str
+    | bytes
+    | int
+    | Content
+    | JsonContent
+    | Fingerprint
+    | KeyIds
+    | MediaContent
+    | MediaName
+    | MediaNames
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +50,10 @@ class Call(Generic[Value]):
     opens: Callable[[Any, Cipher], Any] | None = None
     #: The reply keeps its references to objects: its reader must not wait for them.
     leaves_objects: bool = False
+    #: Pictures and sounds that must be stored before the script runs.
+    media: Sequence[NewMedia] = ()
+    #: Of Redis' memory, for these.
+    max_memory_percent: int | None = None
 
     def resolved_args(self, cipher: Cipher) -> list[str | bytes | int]:
         """Return the arguments to send: content is sealed, if there are keys."""
@@ -55,6 +71,8 @@ class Call(Generic[Value]):
             lambda reply: convert(self.parse(reply)),
             when_out_of_memory,
             opens=self.opens,
+            media=self.media,
+            max_memory_percent=self.max_memory_percent,
         )
 
 

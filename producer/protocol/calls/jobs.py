@@ -22,6 +22,7 @@ from batchmill.producer.protocol.content import (
     is_sealed,
     opened,
 )
+from batchmill.producer.protocol.media import MediaNames
 from batchmill.producer.protocol.opening import open_tokens
 from batchmill.producer.protocol.pauses import read_pause
 from batchmill.producer.protocol.payloads import is_reference
@@ -91,6 +92,7 @@ def submit(job: NewJob, *, is_adopted: bool = False) -> Call[SubmitReply]:
         "traceparent": job.traceparent,
         "prefix": Fingerprint(job.prefix, job.tenant) if job.prefix else None,
         "lora": job.lora,
+        "media": MediaNames(job.media, job.tenant) if job.media else None,
     }
     if job.limits is not NO_LIMITS:
         fields |= asdict(job.limits)
@@ -103,6 +105,8 @@ def submit(job: NewJob, *, is_adopted: bool = False) -> Call[SubmitReply]:
         _read_submit,
         when_out_of_memory=SubmitReply(SubmitStatus.FULL, None),
         when_unusable=SubmitReply(SubmitStatus.UNUSABLE, None),
+        media=job.new_media,
+        max_memory_percent=job.limits.max_memory_percent,
     )
 
 
@@ -126,7 +130,7 @@ def claim(
             return ClaimRefusal(reply[1].decode())
         _, fence, document, data, attempts, alone, deadline, *rest = reply
         enqueued, started, now, suspect, celery_result, retries, *about = rest
-        traceparent, history, made_at_ms, prefix, lora, must_rewrite = about
+        traceparent, history, made_at_ms, prefix, lora, media, must_rewrite = about
         unreadable = next((x.error for x in (document, data) if isinstance(x, Unopened)), None)
         if unreadable is not None:
             document = data = b""
@@ -151,6 +155,7 @@ def claim(
             prefix=prefix.decode(errors="replace"),
             must_rewrite_output=must_rewrite is True,
             lora=lora.decode("latin-1") or None,
+            media=tuple(media.decode("latin-1").split()),
             unreadable=unreadable,
         )
 
@@ -363,6 +368,8 @@ def _read_submit(reply: list[bytes]) -> SubmitReply:
         return SubmitReply(status, None)
     if status is SubmitStatus.NO_ADAPTER:
         return SubmitReply(status, None, adapter_model=reply[2].decode(errors="replace"))
+    if status is SubmitStatus.NO_MEDIA:
+        return SubmitReply(status, None, media_place=int(reply[1]))
     return SubmitReply(status, reply[1].decode())
 
 

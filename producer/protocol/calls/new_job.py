@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from batchmill.producer.protocol import keys
+from batchmill.producer.protocol.media import NewMedia
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,5 +100,9 @@ class NewJob:
     prefix: str = ""
     #: Name of its LoRA adapter; None without one.
     lora: str | None = None
+    #: Ids of its pictures and sounds, in order; None for each whose URL is not fetched yet.
+    media: tuple[str | None, ...] = ()
+    #: Those of them that the caller sent along.
+    new_media: tuple[NewMedia, ...] = field(default=(), repr=False)
     #: Context of the span that sends it, in W3C's form; None without one.
     traceparent: str | None = None

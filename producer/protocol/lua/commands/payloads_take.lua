@@ -17,7 +17,8 @@ end
 local names = redis.call('ZRANGEBYSCORE', PAYLOADS, '-inf', now, 'LIMIT', 0, limit)
 for _, name in ipairs(names) do
   local id, field = string.match(name, '^([%w_-]+)%.(%l+)%.')
-  local at = id and (referred_until(job_key(id), field, name) or referred_until(dead_key(id), 'payload', name))
+  local at = id and (referred_until(job_key(id), field, name) or referred_until(dead_key(id), 'payload', name)
+    or field == 'media' and referred_until(media_key(id), field, name))
   if at then
     redis.call('ZADD', PAYLOADS, at, name)
   else

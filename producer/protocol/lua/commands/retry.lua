@@ -3,7 +3,7 @@
 -- Reply: {RETRIED, run}, {UNKNOWN}, {COMPLETED}, {ACTIVE, state} or {FULL, limit's name, value, limit, bytes
 -- that the job needs itself, queue, tenant}.
 -- @include announce, batches, celery_state, counters, dead_letters, events, fair_share, idempotency, index, keys
--- @include queue_limits, queues, receiver_events, record, server, usage
+-- @include media, queue_limits, queues, receiver_events, record, server, usage
 allow_writes_when_full()
 local id, nonce, limits = ARGV[1], ARGV[2], {}
 for i = 3, #ARGV, 2 do limits[ARGV[i]] = ARGV[i + 1] end
@@ -47,6 +47,10 @@ supersede_event('evt_' .. id .. '_' .. job.state .. run_suffix(job.run))
 supersede_receiver_events(id)
 delete_dead_letter(id)
 increment(TOTALS, 'retried', 1)
+if job.media then
+  job.reserved_bytes = job.reserved_bytes + hold_media(id, job.media)
+  redis.call('HSET', job_key(id), 'reserved_bytes', string.format('%.0f', job.reserved_bytes))
+end
 count_stored_job(id, job, 1)
 count_queue_tokens(id, job, 1)
 count_reservation(id, job, 1)

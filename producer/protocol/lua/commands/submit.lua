@@ -7,16 +7,16 @@
 -- fingerprint (or several of the same content, comma-separated: the first is stored), webhook with webhook_events
 -- (comma-separated names; without it only the end) and webhook_secret (without
 -- it the default one), tags (comma-separated), max_tokens, celery_result ('1'), celery_headers with celery_embed (JSON:
--- place in a Celery workflow, and what follows there), lora (name of its LoRA adapter), batch with batch_index (place
--- of the line, from 0), fingerprint, custom_id and endpoint; api_key and gateway (JSON), of a job that came by the
--- gateway; traceparent (without it that of its batch), prefix (names of the beginning of its prompt, as of a
--- fingerprint).
+-- place in a Celery workflow, and what follows there), lora (name of its LoRA adapter), media (for each picture and
+-- sound, in order, the names under which it may be stored, with commas, or '-'), batch with batch_index (place of the
+-- line, from 0), fingerprint, custom_id and endpoint; api_key and gateway (JSON), of a job that came by the gateway;
+-- traceparent (without it that of its batch), prefix (names of the beginning of its prompt, as of a fingerprint).
 -- Reply: {CREATED, id}, {EXISTING, id}, {CONFLICT, id}, {FULL, limit's name, value, limit, bytes that the job needs
 -- itself}, {PAUSED, kind, name, JSON} (of the pause that refuses it), {TOO_LATE} (the deadline would pass before the
--- job may run), {NO_ADAPTER, 'unknown' or 'model', model of the adapter} or {CLOSED, state of its batch ('' = there is
--- none)}.
--- @include adapters, announce, batches, counters, events, fair_share, fingerprint, idempotency, index, keys, pauses
--- @include payloads, queue_limits, queues, sealed, server, usage
+-- job may run), {NO_ADAPTER, 'unknown' or 'model', model of the adapter}, {NO_MEDIA, place} or {CLOSED, state of its
+-- batch ('' = there is none)}.
+-- @include adapters, announce, batches, counters, events, fair_share, fingerprint, idempotency, index, keys, media
+-- @include pauses, payloads, queue_limits, queues, sealed, server, usage
 local US_PER_MESSAGE_PRIORITY = 1e14 -- three years: a lower priority waits behind all that a tenant sent before
 local job = {}
 for i = 1, #ARGV, 2 do job[ARGV[i]] = ARGV[i + 1] end
@@ -120,11 +120,18 @@ if deadline_at and due_at and deadline_at <= due_at then return { 'TOO_LATE' } e
 if payload and not has_payload then
   return redis.error_reply('PAYLOADGONE the call came too late, and the object of the job was deleted; submit it again')
 end
+local media, no_media
+if job.media then
+  media, no_media = find_media(job.media)
+  if not media then return no_media end
+  reserved_bytes = reserved_bytes + hold_media(id, media)
+end
 
 local start_by = tonumber(job.start_by_ms)
 local backlog_at_us = not due_at and time_us + tonumber(job.message_priority or 0) * US_PER_MESSAGE_PRIORITY
 put_each({ 'tags', 'api_key', 'gateway', 'traceparent' })
 put('lora', digest)
+put('media', media)
 put('prefix', job.prefix and first_fingerprint(job.prefix))
 put_webhook()
 put_batch()
@@ -138,7 +145,7 @@ put('backlog_at_us', backlog_at_us)
 redis.call('HSET', job_key(id), 'id', id, 'v', job.v, 'model', job.model, 'queue', queue,
   'state', 'queued', 'doc', job.doc, 'enqueued_at_ms', now, 'announced_at_ms', now, 'fence', 0,
   'attempts', 0, 'result_ttl_ms', job.result_ttl_ms, 'tenant', job.tenant, 'cost', job.cost,
-  'reserved_bytes', job.reserved_bytes,
+  'reserved_bytes', string.format('%.0f', reserved_bytes),
   'max_tokens', job.max_tokens or '', unpack(record))
 local piece = split_sealed(job.doc)
 if piece then note_seal_key(id, piece.key_id) end
@@ -147,6 +154,7 @@ if payload then
   note_seal_key(id, READS_PAYLOADS)
   if payload_key ~= '-' then note_seal_key(id, payload_key) end
 end
+if media then note_media_keys(id, media) end
 index_job(id, 'queued', job, now)
 write_batch(now)
 local expires_at = math.min(deadline_at or math.huge, start_by or math.huge)

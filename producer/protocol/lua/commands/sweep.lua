@@ -6,7 +6,7 @@
 -- Reply: {requeued, dead, cancelled, expired, reannounced, unindexed, extended, entries of backlogs dropped, letters
 -- dropped, time of Redis in ms, keys of another type that were deleted...}.
 -- @include announce, batches, dead_letters, finish, foreign_keys, guard, index, keys, leftovers, lost_announcements
--- @include record, server, used_tokens
+-- @include media, record, server, used_tokens
 delete_foreign_keys()
 allow_writes_when_full()
 local redis_ms = keep_time()
@@ -136,6 +136,7 @@ do -- a block, because a script may have only 200 local variables
   end
 
   local num_leftovers = drop_expired_leftovers(limit, now)
+  num_leftovers = math.max(num_leftovers, sweep_media(limit, now))
 
   redis.call('ZREMRANGEBYSCORE', DEAD, '-inf', now - DEAD_TTL_MS)
   local max_letters = tonumber(ARGV[5] or nil)

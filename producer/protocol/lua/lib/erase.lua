@@ -1,6 +1,6 @@
 -- Erasing everything that is stored about a job.
--- @include dead_letters, endpoints, events, idempotency, index, keys, leftovers, outbox, payloads, receiver_events
--- @include record
+-- @include dead_letters, endpoints, events, idempotency, index, keys, leftovers, media, outbox, payloads
+-- @include receiver_events, record
 
 local EVENTS_PER_CALL = 100 -- of Redis
 -- Events are found by counting up their names. Both ends of the numbers are tried, up to these limits; an event in
@@ -89,4 +89,5 @@ local function erase_job(id, job, now)
   redis.call('HDEL', INBOX_DOCUMENTS, id)
   redis.call('HDEL', INBOX_TAKERS, id)
   redis.call('DEL', job_key(id), tokens_key(id), text_key(id), thoughts_key(id), seals_key(id))
+  if job.media then forget_media(id, job, now) end
 end

@@ -1,6 +1,6 @@
 -- Ending a job, and putting it back into its queue.
 -- @include announce, batches, celery_state, counters, dead_letters, events, fair_share, history, idempotency, index
--- @include keys, leftovers, payloads, queues, receiver_events, record, server, usage, used_tokens
+-- @include keys, leftovers, media, payloads, queues, receiver_events, record, server, usage, used_tokens
 
 local CRASH_LIMIT = 3 -- engine deaths while the job ran alone, after which it fails
 local LOST_SUSPECT_FROM = 3 -- lost workers in a row without a new token, from which on each makes the job a suspect
@@ -44,6 +44,7 @@ local function finish_job(id, job, state, result, error_text, now, used, fields)
   redis.call('ZADD', EXPIRING, now + job.result_ttl_ms, expiring_entry(id, state, job))
   redis.call('PEXPIRE', job_key(id), job.result_ttl_ms)
   check_payloads(job, now + job.result_ttl_ms + 1)
+  if job.media then release_media(id, job, now) end
   if output_bytes > 0 then redis.call('PEXPIRE', tokens_key(id), job.result_ttl_ms) end
   if job.sealed_with then redis.call('PEXPIRE', seals_key(id), job.result_ttl_ms) end
   if result ~= '' then

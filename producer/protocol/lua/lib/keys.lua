@@ -47,6 +47,7 @@ local SERVED = 'batchmill:served'
 local LEFTOVERS = 'batchmill:leftovers'
 local PAYLOADS = 'batchmill:payloads'
 local PAYLOADS_UNUSED = 'batchmill:payloads_unused'
+local MEDIA_DUE = 'batchmill:media_due'
 -- A pattern: the records of jobs, all their indexes, and those of what outlives them.
 local RECORDS_AND_INDEXES = 'batchmill:[jl]*'
 local CLOCK = 'batchmill:clock'
@@ -56,6 +57,8 @@ local function tokens_key(id) return 'batchmill:tokens:' .. id end
 local function text_key(id) return 'batchmill:text:' .. id end
 local function thoughts_key(id) return 'batchmill:thoughts:' .. id end
 local function seals_key(id) return 'batchmill:seals:' .. id end
+local function media_key(name) return 'batchmill:media:' .. name end
+local function media_jobs_key(name) return 'batchmill:media_jobs:' .. name end
 local function announced_key(queue) return 'batchmill:announced:' .. queue end
 local function handed_key(session) return 'batchmill:handed:' .. session end
 local function wants_key(model) return 'batchmill:wants:' .. model end

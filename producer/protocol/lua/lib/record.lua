@@ -63,7 +63,7 @@ local function read_valid_job(id, ...)
     'result_ttl_ms', 'idempotency_key', 'deadline_at_ms', 'cancel_requested', 'alone', 'v',
     'completed_fence', 'webhook_events', 'webhook_secret', 'output_event', 'tenant', 'cost',
     'charge', 'not_before_ms', 'tags', 'run', 'celery_result', 'claim_nonce', 'identity', 'reserved_bytes',
-    'traceparent', 'payloads', 'enqueued_at_ms', ...)
+    'traceparent', 'payloads', 'enqueued_at_ms', 'media', ...)
   if not f[1] then return nil end
   check_record(f[1], f[2], f[3], f[6])
   local run = finite(f[21], 1)
@@ -97,9 +97,10 @@ local function read_valid_job(id, ...)
     traceparent = f[26],
     payloads = f[27], -- names of its objects outside Redis
     enqueued_at_ms = finite(f[28], nil),
+    media = f[29], -- names of its pictures and sounds
     submitted_at_ms = run == 1 and finite(f[28], nil) or nil, -- its place in the indexes; a retry does not change that
   }
-  if ... then add_fields(job, { ... }, f, 28) end
+  if ... then add_fields(job, { ... }, f, 29) end
   return job
 end
 

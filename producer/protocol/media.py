@@ -1,0 +1,104 @@
+"""Pictures and sounds in the store: their ids, the names of their keys, and what a call stores.
+
+A caller knows a medium by its id, the SHA-256 of its bytes. Its key in Redis has another name, made
+of the tenant and the id, and under an encryption key an HMAC of both: so a tenant finds only what
+it has stored itself, and Redis does not tell who has stored what.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from .content import Cipher, Content, Place
+
+#: Field of a medium's hash that has its bytes, sealed if there are keys, or a reference to them.
+FIELD: Final = "media"
+#: Stands in a record for a medium that is not known yet: its URL has not been fetched.
+UNKNOWN: Final = "-"
+ID_PATTERN: Final = r"^med_[0-9a-f]{64}$"
+_ID = re.compile(ID_PATTERN)
+_NAME = re.compile(r"[0-9a-f]{64}")
+
+
+def media_id(content: bytes) -> str:
+    """Return the id of a medium: `med_` and the SHA-256 of its bytes, in hex."""
+    return f"med_{hashlib.sha256(content).hexdigest()}"
+
+
+def is_media_id(text: str) -> bool:
+    """Return whether a text can be the id of a medium."""
+    return _ID.fullmatch(text) is not None
+
+
+def is_media_name(text: str) -> bool:
+    """Return whether a text can name a medium's key, 64 hex digits."""
+    return _NAME.fullmatch(text) is not None
+
+
+def media_names(cipher: Cipher, tenant: str, some_id: str) -> list[str]:
+    """Return the names under which a tenant's medium may be stored, the one to store under first.
+
+    Under encryption keys there is one for each of them, and one for what was stored without.
+    """
+    text = f"batchmill media\0{tenant}\0{some_id}".encode()
+    digest = hashlib.sha256(text).hexdigest()
+    return [name.rpartition(":")[2] for name in cipher.fingerprints(digest, tenant).split(",")]
+
+
+@dataclass(frozen=True, slots=True)
+class NewMedia:
+    """The bytes of a picture or a sound, to be stored for a tenant."""
+
+    content: bytes
+    id: str
+    #: `image` or `audio`.
+    kind: str
+    tenant: str
+    #: Milliseconds for which it is kept after it was stored, and after the end of each job.
+    ttl_ms: int
+
+
+@dataclass(frozen=True, slots=True)
+class MediaNames:
+    """An argument that names media: groups of names, of which each may be the stored one."""
+
+    ids: Sequence[str | None]
+    tenant: str
+
+    def resolved(self, cipher: Cipher) -> str:
+        """Return the argument to send; `-` stands for a medium that is not known yet."""
+        groups = (
+            [UNKNOWN] if some_id is None else media_names(cipher, self.tenant, some_id)
+            for some_id in self.ids
+        )
+        return " ".join(",".join(group) for group in groups)
+
+
+@dataclass(frozen=True, slots=True)
+class MediaName:
+    """An argument that is the name to store a medium under."""
+
+    id: str
+    tenant: str
+
+    def resolved(self, cipher: Cipher) -> str:
+        """Return the argument to send."""
+        return media_names(cipher, self.tenant, self.id)[0]
+
+
+@dataclass(frozen=True, slots=True)
+class MediaContent:
+    """An argument that is the bytes of a medium, sealed for its name."""
+
+    content: bytes
+    id: str
+    tenant: str
+
+    def resolved(self, cipher: Cipher) -> str | bytes:
+        """Return the argument to send."""
+        name = media_names(cipher, self.tenant, self.id)[0]
+        return Content(self.content, Place(name, FIELD)).resolved(cipher)

@@ -1,0 +1,181 @@
+"""Media in the store: by tenant, kept as long as a job needs them, and counted once."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from batchmill.producer.protocol import keys
+from batchmill.producer.protocol.calls import jobs as job_calls
+from batchmill.producer.protocol.calls import media as media_calls
+from batchmill.producer.protocol.calls.new_job import NO_LIMITS
+from batchmill.producer.protocol.media import NewMedia, media_id, media_names
+from batchmill.producer.protocol.replies import (
+    MediaStatus,
+    PinStatus,
+    SubmitStatus,
+)
+
+CONTENT = b"\x89PNG\r\n\x1a\n" + b"p" * 1000
+ID = media_id(CONTENT)
+
+
+def medium(tenant: str = "default", ttl_ms: int = 60_000) -> NewMedia:
+    return NewMedia(CONTENT, ID, "image", tenant, ttl_ms)
+
+
+def put(bench: Any, tenant: str = "default", ttl_ms: int = 60_000) -> str:
+    """Store the medium and return the name of its key."""
+    (status,) = bench.store.put_media([medium(tenant, ttl_ms)])
+    assert status is MediaStatus.STORED
+    return media_names(bench.store.key_ring, tenant, ID)[0]
+
+
+def reserved(bench: Any) -> int:
+    return int(bench.redis.hget(keys.USAGE, "reserved:default") or 0)
+
+
+def end(bench: Any, job_id: str) -> None:
+    bench.claim(job_id)
+    bench.end(job_id, 1)
+
+
+def sweep(bench: Any) -> None:
+    bench.store.sweep(limit=100, reannounce_grace_ms=60_000)
+
+
+def make_due(bench: Any, name: str) -> None:
+    """Let the time to live of a medium be over."""
+    bench.redis.hset(keys.media(name), "keep_until_ms", 1)
+    bench.redis.zadd(keys.MEDIA_DUE, {name: 1})
+
+
+def test_no_tenant_finds_what_another_has_stored(bench: Any) -> None:
+    name = put(bench, "a")
+    assert bench.store.read(media_calls.content(name)) == CONTENT
+    assert bench.submit(tenant="a", media=(ID,)).status is SubmitStatus.CREATED
+    for tenant in ("b", "default"):
+        reply = bench.submit(tenant=tenant, media=(None, ID))
+        assert (reply.status, reply.media_place) == (SubmitStatus.NO_MEDIA, 1)
+    assert ID.removeprefix("med_") not in str(bench.redis.keys("*"))
+
+
+def test_a_claim_has_the_names_in_order(bench: Any) -> None:
+    name = put(bench)
+    claim = bench.started("j", media=(ID, None, ID), version=keys.MEDIA_VERSION)
+    assert claim.media == (name, "-", name)
+
+
+def test_media_that_come_with_a_job_are_stored_before_it(bench: Any) -> None:
+    reply = bench.submit("j", media=(ID,), new_media=(medium(),))
+    assert reply.status is SubmitStatus.CREATED
+    (name,) = bench.claim("j").media
+    assert bench.store.read(media_calls.content(name)) == CONTENT
+
+
+def test_the_bytes_of_a_medium_are_reserved_once_until_its_last_job_ends(bench: Any) -> None:
+    put(bench)
+    assert reserved(bench) == 0
+    for job_id in ("one", "two", "three"):
+        bench.submit(job_id, media=(ID, ID))
+        assert reserved(bench) == len(CONTENT)
+    for job_id in ("two", "one"):
+        end(bench, job_id)
+        assert reserved(bench) == len(CONTENT)
+    end(bench, "three")
+    assert reserved(bench) == 0
+    bench.submit("four", media=(ID,))
+    assert reserved(bench) == len(CONTENT)
+    bench.store.cancel("four")
+    assert reserved(bench) == 0
+    bench.redis.delete(keys.USAGE)
+
+
+def test_a_medium_lives_as_long_as_a_job_that_has_not_ended(bench: Any) -> None:
+    name = put(bench)
+    bench.submit("j", media=(ID,))
+    make_due(bench, name)
+    sweep(bench)
+    assert bench.store.read(media_calls.content(name)) == CONTENT
+    end(bench, "j")
+    sweep(bench)
+    assert bench.store.read(media_calls.content(name)) == CONTENT  # for its time to live
+    make_due(bench, name)
+    sweep(bench)
+    assert bench.store.read(media_calls.content(name)) is None
+    assert not bench.redis.exists(keys.media_jobs(name), keys.MEDIA_DUE)
+
+
+def test_a_medium_that_no_job_names_ends_after_its_time_to_live(bench: Any) -> None:
+    name = put(bench)
+    sweep(bench)
+    assert bench.store.read(media_calls.content(name)) == CONTENT
+    make_due(bench, name)
+    put(bench)  # again: it is kept longer
+    sweep(bench)
+    assert bench.store.read(media_calls.content(name)) == CONTENT
+    make_due(bench, name)
+    sweep(bench)
+    assert bench.store.read(media_calls.content(name)) is None
+
+
+def test_forget_deletes_media_that_no_other_job_of_the_tenant_names(bench: Any) -> None:
+    name, other = put(bench), put(bench, "b")
+    for job_id, tenant in (("one", "default"), ("two", "default"), ("three", "b")):
+        bench.submit(job_id, tenant=tenant, media=(ID,))
+    for job_id in ("one", "two"):
+        end(bench, job_id)
+    bench.store.run(job_calls.forget("one"))
+    assert bench.store.read(media_calls.content(name)) == CONTENT
+    bench.store.run(job_calls.forget("two"))
+    assert bench.store.read(media_calls.content(name)) is None
+    assert bench.store.read(media_calls.content(other)) == CONTENT
+
+
+def test_a_retried_job_holds_its_media_again(bench: Any) -> None:
+    name = put(bench)
+    bench.submit("j", media=(ID,))
+    bench.store.cancel("j")
+    bench.store.run(job_calls.retry("j", NO_LIMITS))
+    assert reserved(bench) == len(CONTENT)
+    make_due(bench, name)
+    sweep(bench)
+    assert bench.claim("j").media == (name,)
+    assert bench.store.read(media_calls.content(name)) == CONTENT
+
+
+def test_what_a_worker_fetched_is_pinned_under_its_fence_only(bench: Any) -> None:
+    claim = bench.started("j", media=(None, None))
+    assert bench.store.run(media_calls.pin("j", claim.fence, 1, medium())) is PinStatus.GONE
+    name = put(bench)
+    assert bench.store.run(media_calls.pin("j", "9.x", 1, medium())) is PinStatus.FENCED
+    for _ in range(2):  # the reply was lost
+        assert bench.store.run(media_calls.pin("j", claim.fence, 1, medium())) is PinStatus.PINNED
+    assert bench.redis.hget(keys.job("j"), "media") == f"- {name}".encode()
+    assert reserved(bench) == len(CONTENT)
+    bench.lose_lease("j")
+    sweep(bench)
+    assert bench.claim("j").media == ("-", name)
+
+
+def test_media_do_not_take_more_memory_than_the_limit(bench: Any) -> None:
+    bench.redis.config_set("maxmemory", "50mb")  # of which the empty server uses more than 1 %
+    try:
+        assert bench.store.put_media([medium()], max_memory_percent=1) == [MediaStatus.FULL]
+        assert bench.store.put_media([medium()]) == [MediaStatus.STORED]
+    finally:
+        bench.redis.config_set("maxmemory", "0")
+
+
+@pytest.mark.parametrize("kind", ["string", "list"])
+def test_a_forged_key_does_not_stop_the_sweep(bench: Any, kind: str) -> None:
+    name = put(bench)
+    bench.redis.delete(keys.media(name))
+    if kind == "string":
+        bench.redis.set(keys.media(name), "x", ex=60)
+    else:
+        bench.redis.rpush(keys.media(name), "x")
+    bench.redis.zadd(keys.MEDIA_DUE, {name: 1})
+    sweep(bench)
+    assert not bench.redis.exists(keys.media(name))

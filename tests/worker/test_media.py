@@ -1,0 +1,164 @@
+"""Jobs with pictures and sounds in a real worker; the stub engine's tokens follow them."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import signal
+import struct
+import zlib
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from PIL import Image as PillowImage
+
+from batchmill.engine.contract.media import Image
+from batchmill.producer import Client, JobFailed, JobRejected
+from batchmill.producer.protocol import keys
+from batchmill.producer.protocol.media import media_id
+
+from .conftest import Mill, expected_tokens
+
+
+def png(color: str = "red", size: tuple[int, int] = (4, 3)) -> bytes:
+    target = io.BytesIO()
+    PillowImage.new("RGB", size, color).save(target, "PNG")
+    return target.getvalue()
+
+
+def large_png() -> bytes:
+    """Return the head of a PNG of 100,000 x 100,000 pixels."""
+    head = b"IHDR" + struct.pack(">IIBBBBB", 100_000, 100_000, 8, 2, 0, 0, 0)
+    data = b"\0\0\0\0IDAT" + struct.pack(">I", zlib.crc32(b"IDAT"))
+    return b"\x89PNG\r\n\x1a\n\0\0\0\r" + head + struct.pack(">I", zlib.crc32(head)) + data
+
+
+def decoded(color: str = "red", size: tuple[int, int] = (4, 3)) -> Image:
+    return Image(*size, PillowImage.new("RGB", size, color).tobytes())
+
+
+def ask(*parts: Any) -> list[dict[str, Any]]:
+    return [{"role": "user", "content": [*parts, {"type": "text", "text": "What?"}]}]
+
+
+def data_url(content: bytes) -> str:
+    return f"data:image/png;base64,{base64.b64encode(content).decode()}"
+
+
+def rendered(*images: Image) -> str:
+    """Return the prompt as the stub engine renders it."""
+    parts = [*({"type": "image"} for _ in images), {"type": "text", "text": "What?"}]
+    return f"<user>{parts}" + "".join(f"<{each.content_digest().hex()}>" for each in images)
+
+
+@pytest.fixture
+def client(running_mill: Mill) -> Iterator[Client]:
+    with Client(running_mill.url) as client:
+        yield client
+
+
+def test_the_engine_sees_pixels_whatever_form_they_came_in(
+    running_mill: Mill, client: Client
+) -> None:
+    stored = client.put_media(png())
+    assert stored == media_id(png())
+    jobs = [
+        client.submit(messages=ask(part), max_tokens=8, seed=7)
+        for part in (
+            {"type": "image", "media": stored},
+            {"type": "image_url", "image_url": {"url": data_url(png())}},
+            {"type": "image", "image": png()},
+        )
+    ]
+    expected = expected_tokens(rendered(decoded()), 8)
+    for job in jobs:
+        assert list(job.result(timeout_s=60).token_ids) == expected
+        record = running_mill.record(job.id)
+        assert b"base64" not in record.document
+        assert png() not in record.document
+
+
+def test_two_pictures_of_one_job_keep_their_order(client: Client) -> None:
+    texts = []
+    for colors in (("red", "blue"), ("blue", "red")):
+        parts = [{"type": "image", "image": png(color)} for color in colors]
+        job = client.submit(messages=ask(*parts), max_tokens=8, seed=7)
+        images = [decoded(color) for color in colors]
+        assert list(job.result(timeout_s=60).token_ids) == expected_tokens(rendered(*images), 8)
+        texts.append(job.result().text)
+    assert texts[0] != texts[1]
+
+
+@pytest.mark.parametrize(
+    ("content", "code", "words"),
+    [
+        pytest.param(png()[:40], "media_invalid", "damaged", id="truncated"),
+        pytest.param(
+            large_png(),
+            "media_too_large",
+            "BATCHMILL_MEDIA_MAX_PIXELS",
+            id="100000-by-100000",
+        ),
+    ],
+)
+def test_a_bad_file_fails_its_job_alone(
+    client: Client, content: bytes, code: str, words: str
+) -> None:
+    bad = client.submit(messages=ask({"type": "image", "image": content}), max_tokens=8)
+    good = client.submit(messages=ask({"type": "image", "image": png()}), max_tokens=8)
+    with pytest.raises(JobFailed) as failure:
+        bad.result(timeout_s=60)
+    assert failure.value.code == code
+    assert words in str(failure.value)
+    assert good.result(timeout_s=60).text
+
+
+def test_a_medium_of_another_tenant_is_not_found(client: Client) -> None:
+    theirs = client.put_media(png("green"), tenant="theirs")
+    part = {"type": "image", "media": theirs}
+    with pytest.raises(JobRejected) as refusal:
+        client.submit(messages=ask(part), tenant="ours")
+    assert refusal.value.code == "media_missing"
+    assert client.submit(messages=ask(part), tenant="theirs", max_tokens=2).result(60).text
+
+
+def test_a_medium_that_is_gone_fails_its_job_by_name(running_mill: Mill, client: Client) -> None:
+    part = {"type": "image", "image": png("yellow")}
+    job = client.submit(messages=ask(part), delay_s=3600, max_tokens=2)
+    names: Any = running_mill.store.client.hget(keys.job(job.id), "media")
+    name = names.decode()
+    running_mill.store.client.delete(keys.media(name))
+    running_mill.store.client.zadd(keys.SCHEDULED, {job.id: 1})
+    with pytest.raises(JobFailed) as failure:
+        job.result(timeout_s=60)
+    assert failure.value.code == "media_missing"
+
+
+def test_a_document_of_the_inbox_may_have_a_picture_inside(running_mill: Mill) -> None:
+    document = {
+        "id": "from-elsewhere",
+        "messages": ask({"type": "image_url", "image_url": {"url": data_url(png())}}),
+        "max_tokens": 8,
+        "seed": 7,
+    }
+    running_mill.store.client.lpush(keys.INBOX, json.dumps(document))
+    running_mill.wait_for(lambda: running_mill.store.load("from-elsewhere"), "the job")
+    (record,) = running_mill.wait_ended("from-elsewhere")
+    assert running_mill.store.read_tokens(record.id) == expected_tokens(rendered(decoded()), 8)
+    assert b"base64" not in record.document
+
+
+def test_a_worker_that_is_killed_leaves_the_same_text(private_mill: Mill) -> None:
+    expected = expected_tokens(rendered(decoded()), 400)
+    mill = private_mill
+    worker = mill.start_worker(stub={"step_time_s": 0.05})
+    with Client(mill.url) as client:
+        job = client.submit(messages=ask({"type": "image", "image": png()}), max_tokens=400, seed=7)
+        mill.wait_tokens(job.id, 20)
+        worker.end(signal.SIGKILL)
+        mill.start_worker("w2")
+        result = job.result(timeout_s=60)
+    assert list(result.token_ids) == expected
+    assert mill.record(job.id).attempts == 2

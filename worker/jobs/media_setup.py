@@ -1,0 +1,30 @@
+"""Puts together what prepares the pictures and sounds of a worker's jobs."""
+
+from __future__ import annotations
+
+from batchmill.producer.store.job_store import JobStore
+from batchmill.worker.engine_host.engine_link import EngineLink
+from batchmill.worker.media.decoder import DecodeLimits, MediaDecoder
+from batchmill.worker.media.reader import MediaReader, NoFetcher
+from batchmill.worker.settings import WorkerSettings
+
+from .media_threads import MediaThreads
+
+
+def media_threads(settings: WorkerSettings, store: JobStore, link: EngineLink) -> MediaThreads:
+    """Return what prepares media, as the settings of a worker say; nothing is started yet."""
+    limits = DecodeLimits(
+        max_pixels=settings.media_max_pixels,
+        max_audio_s=settings.media_max_audio_s,
+        timeout_s=settings.media_decode_timeout_s,
+        memory_bytes=settings.media_decode_memory_bytes,
+    )
+    reader = MediaReader(
+        store,
+        MediaDecoder(limits, num_processes=settings.media_processes),
+        NoFetcher(),
+        ttl_s=settings.media_ttl_s,
+        max_memory_percent=settings.max_memory_percent,
+        audio_rate_hz=lambda: None if link.ready is None else link.ready.audio_rate_hz,
+    )
+    return MediaThreads(store, reader, lease_s=settings.lease_s)

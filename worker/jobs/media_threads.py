@@ -1,0 +1,106 @@
+"""Threads that fetch and decode the pictures and sounds of jobs before they run."""
+
+from __future__ import annotations
+
+import contextlib
+import queue
+import threading
+from collections.abc import Callable
+from dataclasses import replace
+
+import structlog
+from redis.exceptions import RedisError
+
+from batchmill.producer.errors import BatchmillError, JobRejected
+from batchmill.producer.job.document import GenerationJob
+from batchmill.producer.store.job_store import JobStore
+from batchmill.worker.media.errors import MediaError
+from batchmill.worker.media.reader import MediaOwner, MediaReader
+
+from .active_job import ActiveJob
+
+_log = structlog.stdlib.get_logger("batchmill.media_threads")
+#: Jobs whose media are prepared at once. The gate closes when so many wait.
+NUM_THREADS = 4
+#: Calls with a job, or with why it cannot run.
+Take = Callable[[ActiveJob, JobRejected | None], None]
+
+
+class MediaThreads:
+    """A few threads that prepare media. They start with the first job that has any.
+
+    A job is in no table meanwhile: `renew` keeps its lease. If a worker dies, another one prepares
+    its media again, from the same bytes.
+    """
+
+    def __init__(self, store: JobStore, reader: MediaReader, *, lease_s: float) -> None:
+        """Bind to the store of records, and to what reads media, without starting a thread."""
+        self._store = store
+        self._reader = reader
+        self._lease_ms = int(lease_s * 1000)
+        self._queue: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
+        self._lock = threading.Lock()
+        self._jobs: set[ActiveJob] = set()
+        self._has_started = False
+
+    @property
+    def is_full(self) -> bool:
+        """Whether every thread may be preparing a job."""
+        return len(self._jobs) >= NUM_THREADS
+
+    def prepare(self, job: ActiveJob, document: GenerationJob, take: Take) -> None:
+        """Put a job's media into its request, and pass it on."""
+        with self._lock:
+            self._jobs.add(job)
+        self._put(lambda: self._prepare(job, document, take))
+
+    def renew(self) -> None:
+        """Extend the leases of the jobs whose media are prepared. Call it often enough.
+
+        Raises:
+            redis.exceptions.RedisError: Redis did not reply.
+        """
+        with self._lock:
+            held = [job.held for job in self._jobs]
+        if held:
+            self._store.renew(held, lease_ms=self._lease_ms)
+
+    def _prepare(self, job: ActiveJob, document: GenerationJob, take: Take) -> None:
+        claim = job.claim
+        owner = MediaOwner(claim.job_id, claim.fence, job.tenant, claim.media)
+        problem: JobRejected | None = None
+        try:
+            media = self._reader.read(owner, document.media)
+            job.request = replace(job.request, media=media)
+        except (MediaError, BatchmillError) as error:
+            problem = JobRejected(str(error), code=error.code)
+        except RedisError as error:
+            _log.warning("media_not_read", **job.log_ids, reason=type(error).__name__)
+            problem = JobRejected(
+                "Redis did not reply while the media were read", code="internal_error"
+            )
+        except Exception:
+            _log.exception("media_failed", **job.log_ids)
+            problem = JobRejected(
+                "the worker failed on the job's media; see its log", code="internal_error"
+            )
+        finally:
+            with self._lock:  # first: `take` may ask for room
+                self._jobs.discard(job)
+        take(job, problem)
+
+    def _put(self, action: Callable[[], None]) -> None:
+        with self._lock:
+            if not self._has_started:
+                self._has_started = True
+                for number in range(NUM_THREADS):
+                    name = f"media-{number}"
+                    threading.Thread(target=self._run, name=name, daemon=True).start()
+        self._queue.put(action)
+
+    def _run(self) -> None:
+        while True:
+            action = self._queue.get()
+            # The job's lease runs out, and another attempt follows.
+            with contextlib.suppress(Exception):
+                action()

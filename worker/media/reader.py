@@ -1,0 +1,137 @@
+"""`MediaReader`: the pictures and sounds of one job, from its record to pixels and samples."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from batchmill.engine.contract.media import Media
+from batchmill.producer.errors import BatchmillError, ContentChanged, PayloadMissing
+from batchmill.producer.job.media_parts import MediaPart
+from batchmill.producer.protocol.calls import media as media_calls
+from batchmill.producer.protocol.content import Unopened
+from batchmill.producer.protocol.media import UNKNOWN, NewMedia, is_media_name, media_id
+from batchmill.producer.protocol.replies import MediaStatus, PinStatus
+from batchmill.producer.store.job_store import JobStore
+
+from .decoder import MediaDecoder
+from .errors import MISSING, REFUSED, UNREACHABLE, MediaError
+
+
+class Fetcher(Protocol):
+    """Gets the bytes behind a URL."""
+
+    def fetch(self, url: str) -> bytes:
+        """Return the bytes; raise `MediaError` if that cannot be done."""
+
+
+@dataclass(frozen=True, slots=True)
+class MediaOwner:
+    """The claim for which media are read."""
+
+    job_id: str
+    fence: str
+    tenant: str
+    #: As the record has them.
+    names: Sequence[str]
+
+
+class MediaReader:
+    """Reads and decodes the media of jobs. Thread-safe; it blocks, within limits of time."""
+
+    def __init__(
+        self,
+        store: JobStore,
+        decoder: MediaDecoder,
+        fetcher: Fetcher,
+        *,
+        ttl_s: int,
+        max_memory_percent: int | None,
+        audio_rate_hz: Callable[[], int | None],
+    ) -> None:
+        """Bind to what it reads with.
+
+        Args:
+            store: holds the media.
+            decoder: decodes them.
+            fetcher: gets those that are at a URL.
+            ttl_s: seconds for which a fetched one is kept after the job.
+            max_memory_percent: of Redis' memory, beyond which nothing that was fetched is stored.
+            audio_rate_hz: the rate of sounds that the engine asks for; None takes any.
+        """
+        self._store = store
+        self._decoder = decoder
+        self._fetcher = fetcher
+        self._ttl_ms = ttl_s * 1000
+        self._max_memory_percent = max_memory_percent
+        self._audio_rate_hz = audio_rate_hz
+
+    def read(self, owner: MediaOwner, parts: Sequence[MediaPart]) -> list[Media]:
+        """Return the decoded media of a job, in order; equal ones are decoded once.
+
+        Raises:
+            MediaError, BatchmillError: one cannot be used; the code says why.
+            redis.exceptions.RedisError: Redis did not reply.
+        """
+        if len(owner.names) != len(parts):
+            raise MediaError(MISSING, "the record does not have the media of the document")
+        decoded: dict[tuple[str, str], Media] = {}
+        found = []
+        for place, (name, part) in enumerate(zip(owner.names, parts, strict=True)):
+            key = (part.type, part.url or "" if name == UNKNOWN else name)
+            if key not in decoded or name == UNKNOWN:
+                content = self._content(owner, place, name, part)
+                if key not in decoded:
+                    decoded[key] = self._decoder.decode(
+                        content, part.type, audio_rate_hz=self._audio_rate_hz()
+                    )
+            found.append(decoded[key])
+        return found
+
+    def _content(self, owner: MediaOwner, place: int, name: str, part: MediaPart) -> bytes:
+        if name == UNKNOWN:
+            return self._fetched(owner, place, part)
+        if not is_media_name(name):
+            raise MediaError(MISSING, f"medium {place + 1} has a name that batchmill did not write")
+        content = self._store.read(media_calls.content(name))
+        if content is None:
+            raise MediaError(
+                MISSING,
+                f"medium {place + 1} is not stored any more: send the job again with it; it is "
+                "kept for BATCHMILL_MEDIA_TTL_S after the end of a job",
+            )
+        if isinstance(content, Unopened):
+            error = content.error
+            raise error if isinstance(error, BatchmillError) else ContentChanged(str(error))
+        if part.media is not None and media_id(content) != part.media:
+            raise ContentChanged(
+                f"medium {place + 1} of {owner.job_id} is not what was stored; send it again"
+            )
+        return content
+
+    def _fetched(self, owner: MediaOwner, place: int, part: MediaPart) -> bytes:
+        """Fetch a medium and pin it, so that another attempt of the job sees the same bytes."""
+        content = self._fetcher.fetch(part.url or "")
+        media = NewMedia(content, media_id(content), part.type, owner.tenant, self._ttl_ms)
+        (status,) = self._store.put_media([media], max_memory_percent=self._max_memory_percent)
+        if status is not MediaStatus.STORED:
+            raise MediaError(
+                UNREACHABLE, "Redis has no room for what was fetched; another attempt may find some"
+            )
+        pinned = self._store.run(media_calls.pin(owner.job_id, owner.fence, place, media))
+        if pinned is PinStatus.GONE:
+            raise PayloadMissing("what was fetched was deleted at once; try again")
+        return content
+
+
+class NoFetcher:
+    """Fetches nothing."""
+
+    def fetch(self, url: str) -> bytes:
+        """Refuse a URL.
+
+        Raises:
+            MediaError: always.
+        """
+        raise MediaError(REFUSED, "this worker fetches no URLs: send the content itself")
