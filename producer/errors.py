@@ -42,12 +42,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Self
 
 from batchmill.producer.protocol.content import UnreadableContent
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
 
     from batchmill.producer.progress import JobProgress, ProgressSummary
     from batchmill.producer.protocol.replies import JobState
@@ -251,6 +251,11 @@ class BrokerUnavailable(BatchmillError, ConnectionError):
 
     job_ids: tuple[str, ...] = ()
     shards: tuple[str, ...] = ()
+
+    def of_shards(self, names: Iterable[str]) -> Self:
+        """Return this error with the names of the shards that failed."""
+        self.shards = tuple(names)
+        return self
 
 
 class UnsupportedBroker(BrokerUnavailable):

@@ -64,6 +64,12 @@ class ShardList:
         takers = [shard for shard in self.shards if not shard.is_draining]
         return max(takers, key=lambda shard: (_weight(shard.name, model, tenant), shard.name))
 
+    def in_order_of(self, key: str) -> list[Shard]:
+        """Return all shards in an order that depends on a key: the first one is its own."""
+        return sorted(
+            self.shards, key=lambda shard: (_weight(shard.name, key, ""), shard.name), reverse=True
+        )
+
     def named(self, name: str) -> Shard:
         """Return the shard with a name.
 

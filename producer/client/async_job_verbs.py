@@ -84,7 +84,7 @@ class AsyncJobVerbs:
         query = JobQuery.checked(**filters, cursor=cursor)
         check_limit(limit)
         with broker_errors(self._url):
-            pages = [await _page(store, query, limit) for store in await self._shards.every()]
+            pages = [await page_of(store, query, limit) for store in await self._shards.every()]
         return pages[0] if len(pages) == 1 else merged_page(pages, limit)
 
     async def iter_jobs(self, **filters: Unpack[JobFilter]) -> AsyncIterator[JobStatus]:
@@ -248,7 +248,7 @@ class AsyncJobVerbs:
         return total
 
 
-async def _page(store: AsyncStore, query: JobQuery, limit: int) -> JobPage:
+async def page_of(store: AsyncStore, query: JobQuery, limit: int) -> JobPage:
     """Return a full page of one broker; a single call may find fewer jobs."""
     jobs: tuple[JobStatus, ...] = ()
     cursors: tuple[str, ...] = ()

@@ -85,7 +85,7 @@ class JobVerbs:
         query = JobQuery.checked(**filters, cursor=cursor)
         check_limit(limit)
         with broker_errors(self._url):
-            pages = [_page(store, query, limit) for store in self._shards.every()]
+            pages = [page_of(store, query, limit) for store in self._shards.every()]
         return pages[0] if len(pages) == 1 else merged_page(pages, limit)
 
     def iter_jobs(self, **filters: Unpack[JobFilter]) -> Iterator[JobStatus]:
@@ -246,7 +246,7 @@ class JobVerbs:
         return total
 
 
-def _page(store: Store, query: JobQuery, limit: int) -> JobPage:
+def page_of(store: Store, query: JobQuery, limit: int) -> JobPage:
     """Return a full page of one broker; a single call may find fewer jobs."""
     jobs: tuple[JobStatus, ...] = ()
     cursors: tuple[str, ...] = ()

@@ -10,6 +10,7 @@ import hashlib
 import secrets
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -189,22 +190,35 @@ def revoke_api_key(store: JobStore, key_id: str) -> ApiKey | None:
     return None
 
 
-def find_api_key(secret: str) -> Read[tuple[ApiKey | None, bool]]:
-    """Read the key of a secret, None without a valid one, and whether there is any key at all."""
-    return find_api_key_by_digest(digest(secret))
+@dataclass(frozen=True, slots=True)
+class KnownKey:
+    """What a broker knows about a secret."""
+
+    #: Its key, also a revoked one; None if the secret is unknown.
+    key: ApiKey | None
+    #: Whether there is any key at all.
+    has_keys: bool
+
+    @property
+    def valid_key(self) -> ApiKey | None:
+        """The key, if it is not revoked."""
+        return self.key if self.key is not None and self.key.revoked_at_ms is None else None
 
 
-def find_api_key_by_digest(secret_digest: str) -> Read[tuple[ApiKey | None, bool]]:
-    """Read as `find_api_key`, by the SHA-256 of the secret."""
+def look_up_api_key(secret: str) -> Read[KnownKey]:
+    """Read what a broker knows about a secret."""
+    return look_up_api_key_by_digest(digest(secret))
+
+
+def look_up_api_key_by_digest(secret_digest: str) -> Read[KnownKey]:
+    """Read what a broker knows about a secret, by its SHA-256."""
 
     def queue(pipeline: Any) -> None:
         pipeline.hget(keys.API_KEYS, secret_digest)
         pipeline.hlen(keys.API_KEYS)
 
-    def parse(replies: Sequence[Any]) -> tuple[ApiKey | None, bool]:
-        key = None if replies[0] is None else _read(replies[0])
-        is_valid = key is not None and key.revoked_at_ms is None
-        return (key if is_valid else None), replies[1] > 0
+    def parse(replies: Sequence[Any]) -> KnownKey:
+        return KnownKey(None if replies[0] is None else _read(replies[0]), replies[1] > 0)
 
     return Read(queue, parse)
 

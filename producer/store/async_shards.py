@@ -95,10 +95,6 @@ class AsyncShards:
             await self._check(place)
         return self._stores
 
-    async def with_shards(self) -> list[tuple[Shard, AsyncStore]]:
-        """Return all shards with their stores."""
-        return list(zip(self.list.shards, await self.every(), strict=True))
-
     async def at(self, shard: Shard) -> AsyncStore:
         """Return the store of a shard of the list."""
         return await self._at(self._places[shard.name])
@@ -120,6 +116,16 @@ class AsyncShards:
         if self._only is not None:
             return self._only
         return await self._at(await self._place_of(batch_id, _batch_keys))
+
+    async def of_file(self, file_id: str) -> AsyncStore:
+        """Return the store of an upload; any store if it does not exist."""
+        if self._only is not None:
+            return self._only
+        return await self._at(await self._place_of(file_id, _file_keys))
+
+    def shard_of(self, store: AsyncStore) -> Shard:
+        """Return the shard of one of these stores."""
+        return self.list.shards[self._stores.index(store)]
 
     async def of_jobs(self, job_ids: Sequence[str]) -> list[tuple[AsyncStore, list[str]]]:
         """Return jobs by store, each store once."""
@@ -384,6 +390,10 @@ async def check_shard(store: AsyncStore, shard: Shard, shard_list: ShardList) ->
 
 def _job_keys(job_id: str) -> Sequence[str]:
     return keys.job(job_id), keys.forgotten(job_id)
+
+
+def _file_keys(file_id: str) -> Sequence[str]:
+    return (keys.file(file_id),)
 
 
 def _batch_keys(batch_id: str) -> Sequence[str]:

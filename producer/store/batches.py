@@ -34,6 +34,8 @@ class BatchEntry:
     job: EndedJob
 
 
+#: When a batch was created, milliseconds, and its id.
+Position = tuple[float, str]
 #: A page of a batch's jobs: their places in the input and their ids.
 Page = list[tuple[int, str]]
 
@@ -65,6 +67,24 @@ def newest_batch_ids(limit: int) -> Read[list[str]]:
     return Read(
         lambda pipeline: pipeline.zrevrange(keys.BATCHES, 0, limit - 1),
         lambda replies: [batch_id.decode(errors="replace") for batch_id in replies[0]],
+    )
+
+
+def batch_positions(before: Position | None, num_skipped: int, limit: int) -> Read[list[Position]]:
+    """Read the positions of batches, newest first: in one order over all shards.
+
+    Args:
+        before: begins at its time, so that batches of the same moment may come before it; None
+            begins with the newest.
+        num_skipped: batches to leave out from there on.
+        limit: most batches.
+    """
+    newest = "+inf" if before is None else before[0]
+    return Read(
+        lambda pipeline: pipeline.zrevrangebyscore(
+            keys.BATCHES, newest, "-inf", num_skipped, limit, withscores=True
+        ),
+        lambda replies: [(float(at), name.decode(errors="replace")) for name, at in replies[0]],
     )
 
 

@@ -46,6 +46,8 @@ class ShardState:
     webhooks: int
     #: Ended jobs whose results can be read.
     kept: int
+    #: Uploaded files of the gateway whose records are here.
+    files: int
 
     @property
     def is_drained(self) -> bool:
@@ -100,13 +102,13 @@ def _state_without_batches() -> Read[ShardState]:
             pipeline.llen(name)
         for name in (keys.INBOX_TAKEN, keys.TASKS_TAKEN, keys.CELERY_ENDS):
             pipeline.zcard(name)
-        for name in (keys.OUTBOX, keys.EXPIRING):
+        for name in (keys.OUTBOX, keys.EXPIRING, keys.FILES_EXPIRING):
             pipeline.zcard(name)
 
     def parse(replies: list[Any]) -> ShardState:
         numbers = [int(stored(reply, 0)) for reply in replies]
-        waiting, in_progress, *arriving, webhooks, kept = numbers
-        return ShardState(waiting, in_progress, sum(arriving), 0, webhooks, kept)
+        waiting, in_progress, *arriving, webhooks, kept, files = numbers
+        return ShardState(waiting, in_progress, sum(arriving), 0, webhooks, kept, files)
 
     return Read(queue, parse, keeps_errors=True)
 

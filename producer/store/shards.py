@@ -96,10 +96,6 @@ class Shards:
             self._check(place)
         return self._stores
 
-    def with_shards(self) -> list[tuple[Shard, Store]]:
-        """Return all shards with their stores."""
-        return list(zip(self.list.shards, self.every(), strict=True))
-
     def at(self, shard: Shard) -> Store:
         """Return the store of a shard of the list."""
         return self._at(self._places[shard.name])
@@ -121,6 +117,16 @@ class Shards:
         if self._only is not None:
             return self._only
         return self._at(self._place_of(batch_id, _batch_keys))
+
+    def of_file(self, file_id: str) -> Store:
+        """Return the store of an upload; any store if it does not exist."""
+        if self._only is not None:
+            return self._only
+        return self._at(self._place_of(file_id, _file_keys))
+
+    def shard_of(self, store: Store) -> Shard:
+        """Return the shard of one of these stores."""
+        return self.list.shards[self._stores.index(store)]
 
     def of_jobs(self, job_ids: Sequence[str]) -> list[tuple[Store, list[str]]]:
         """Return jobs by store, each store once."""
@@ -385,6 +391,10 @@ def check_shard(store: Store, shard: Shard, shard_list: ShardList) -> None:
 
 def _job_keys(job_id: str) -> Sequence[str]:
     return keys.job(job_id), keys.forgotten(job_id)
+
+
+def _file_keys(file_id: str) -> Sequence[str]:
+    return (keys.file(file_id),)
 
 
 def _batch_keys(batch_id: str) -> Sequence[str]:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any, cast
 
@@ -86,6 +86,13 @@ def joined_tenants(parts: Iterable[Iterable[Tenant]]) -> list[Tenant]:
         known = found.get(tenant.name)
         found[tenant.name] = tenant if known is None else _joined(known, tenant)
     return [found[name] for name in sorted(found)]
+
+
+def joined_tenant(parts: Sequence[Tenant], name: str) -> Tenant:
+    """Return one tenant as all shards have it; without settings and jobs if none replied."""
+    return next(
+        iter(joined_tenants([part] for part in parts)), Tenant(name, TenantLimits(), TenantUsage())
+    )
 
 
 def load_tenant(store: JobStore, name: str) -> Tenant:

@@ -10,7 +10,8 @@ with the stub engine, whose step takes longer the more requests run, and prints 
 
 The total time is from the submission to the last end; the ideal is that of a split in proportion to
 speed, without any delay, at the moment at which the second worker is ready. `--set` passes a
-setting to the workers: `--set TAKEOVER=false` shows the time without that feature.
+setting to the workers: `--set TAKEOVER=false` shows the time without that feature. `--profile`
+prints which worker ran what, when, and how long a step took.
 """
 
 from __future__ import annotations
@@ -27,7 +28,8 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 
-from batchmill.producer import Client, GenerationJob, Job
+from batchmill.producer import Client, GenerationJob, Job, JobStatus
+from batchmill.producer.protocol.attempts import Attempt
 from batchmill.producer.store.job_store import JobStore
 from batchmill.worker.local.broker_config import BrokerConfig
 from batchmill.worker.local.embedded_broker import EmbeddedBroker
@@ -109,7 +111,33 @@ def submit_long(client: Client, store: JobStore, load: Load) -> list[Job]:
     return list(handles)
 
 
-def measure(name: str, settings: Sequence[str]) -> None:
+def print_profile(jobs: Sequence[JobStatus]) -> None:
+    """Print what ran where and when: a line per worker, attempt and cause of its end.
+
+    The time per token is that of a step, so it is compared with the engine's own: what is more is
+    the load of the machine, and what the worker does beside the engine.
+    """
+    groups: dict[tuple[str, int, str], list[Attempt]] = {}
+    for job in jobs:
+        for attempt in job.history:
+            worker = (attempt.worker or "").partition("@")[0]
+            name = (worker, attempt.attempt or 0, attempt.cause or "")
+            groups.setdefault(name, []).append(attempt)
+    start_ms = min(attempt.claimed_at_ms or 0 for some in groups.values() for attempt in some)
+    for (worker, number, cause), some in sorted(groups.items()):
+        begins = sorted(((each.claimed_at_ms or 0) - start_ms) / 1000 for each in some)
+        ends = sorted(((each.ended_at_ms or 0) - start_ms) / 1000 for each in some)
+        tokens = sum((each.tokens_at_end or 0) - (each.tokens_at_claim or 0) for each in some)
+        ms = 1000 * (sum(ends) - sum(begins)) / max(1, tokens)
+        print(
+            f"  {worker}, attempt {number}, {cause}: {len(some)} jobs, claimed at "
+            f"{begins[0]:.1f} to {begins[-1]:.1f} s, ended at {ends[0]:.1f} to {ends[-1]:.1f} s, "
+            f"{tokens / len(some):.0f} tokens each at {ms:.1f} ms",
+            flush=True,
+        )
+
+
+def measure(name: str, settings: Sequence[str], *, profiles: bool) -> None:
     """Run one load and print its row."""
     load = LOADS[name]
     with (
@@ -137,6 +165,8 @@ def measure(name: str, settings: Sequence[str]) -> None:
                 handles = submit_long(client, store, load) + client.submit_many(jobs)
             ends = [ended.result() for ended in client.as_completed(handles, timeout_s=300)]
             total_s = time.monotonic() - started
+            if profiles:
+                print_profile([client.status(handle.id) for handle in handles])
     counts = Counter((end.worker or "").partition("@")[0] for end in ends)
     moved = sum(end.attempt > 1 for end in ends)
     short = [end for end in ends if end.usage.completion_tokens == load.num_tokens]
@@ -154,9 +184,10 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("loads", nargs="*", default=list(LOADS))
     parser.add_argument("--set", action="append", default=[], dest="settings")
+    parser.add_argument("--profile", action="store_true")
     given = parser.parse_args()
     for name in given.loads or list(LOADS):
-        measure(name, given.settings)
+        measure(name, given.settings, profiles=given.profile)
 
 
 if __name__ == "__main__":

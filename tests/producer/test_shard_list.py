@@ -131,3 +131,16 @@ def test_only_ids_of_ours_name_a_shard() -> None:
         assert shard_name_of(other) is None
     assert tagged_like(ID, f"batch_{ID[4:]}-b") == f"{ID}-b"
     assert tagged_like(ID, "order-b") == ID
+
+
+def test_a_key_has_an_order_of_shards_that_a_new_one_changes_little() -> None:
+    two, three = (
+        read_shard_list("a=redis://1 b=redis://2"),
+        read_shard_list("a=redis://1 b=redis://2 c=redis://3"),
+    )
+    names = {key: [shard.name for shard in three.in_order_of(key)] for key in map(str, range(60))}
+    assert {order[0] for order in names.values()} == {"a", "b", "c"}
+    for key, order in names.items():
+        assert [name for name in order if name != "c"] == [
+            shard.name for shard in two.in_order_of(key)
+        ]

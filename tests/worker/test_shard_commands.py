@@ -15,7 +15,7 @@ import pytest
 
 from batchmill.producer import Client
 from batchmill.producer.protocol.records import DeadLetterKind
-from batchmill.producer.store.api_keys import find_api_key
+from batchmill.producer.store.api_keys import look_up_api_key
 from batchmill.producer.store.job_store import JobStore
 from batchmill.worker.cli.errors import ExitCode
 from batchmill.worker.monitor.one_per_shard import options_of_shard
@@ -88,7 +88,7 @@ def test_tenants_have_one_weight_and_the_sum_of_their_jobs(pair: Pair) -> None:
 def test_a_key_is_in_every_shard_and_a_difference_is_shown(pair: Pair) -> None:
     code, made, _ = pair.call("keys", "create", "one")
     for store in pair.stores.values():
-        assert store.read(find_api_key(made["secret"]))[0] is not None
+        assert store.read(look_up_api_key(made["secret"])).valid_key is not None
     code, _, told = pair.call("keys", "revoke", made["id"], is_b_away=True)
     assert code != 0
     assert "shard 'b'" in told
@@ -96,7 +96,8 @@ def test_a_key_is_in_every_shard_and_a_difference_is_shown(pair: Pair) -> None:
     assert listed["revoked_at_ms"] is not None
     assert listed["differs_in"] == ["b"]
     assert pair.call("keys", "revoke", made["id"])[0] == 0
-    assert pair.stores["b"].read(find_api_key(made["secret"])) == (None, True)
+    known = pair.stores["b"].read(look_up_api_key(made["secret"]))
+    assert (known.valid_key, known.has_keys) == (None, True)
     (listed,) = pair.call("keys", "list")[1]["keys"]
     assert "differs_in" not in listed
 

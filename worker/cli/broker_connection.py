@@ -50,6 +50,18 @@ def resolve_one_broker(broker_url: str | None) -> str:
         raise _invalid_url(error) from None
 
 
+def resolve_chosen_broker(broker_url: str | None) -> str:
+    """Return the broker or the list of shards; of a list, the shard that `BATCHMILL_SHARD` names.
+
+    Raises:
+        BrokerUnavailable: no broker is named and none runs here.
+        CommandError: the URL is invalid, or no shard has that name.
+    """
+    if os.environ.get(_SHARD_VARIABLE):
+        return resolve_one_broker(broker_url)
+    return resolve_broker(broker_url)
+
+
 @contextmanager
 def open_store(broker_url: str | None) -> Iterator[JobStore]:
     """Connect to the given broker, else to that of the environment, else to the embedded one.
@@ -117,9 +129,7 @@ def open_every_shard(broker_url: str | None) -> Iterator[EveryShard]:
     """
     from batchmill.producer.store.every_shard import JobStores
 
-    if os.environ.get(_SHARD_VARIABLE):
-        broker_url = resolve_one_broker(broker_url)
-    with open_shards(broker_url, is_checked=False) as pairs:
+    with open_shards(resolve_chosen_broker(broker_url), is_checked=False) as pairs:
         found = JobStores(_list_of(pairs), [store for _, store in pairs], part_limit_s=None).look()
         yield found
         found.check()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from .broker_connection import resolve_one_broker
+from .broker_connection import resolve_chosen_broker
 from .command_settings import with_setting_flags
 from .options import BrokerUrlOption, JsonOption
 
@@ -21,7 +21,7 @@ def add_gateway_command(app: typer.Typer) -> None:
 
 
 def gateway(broker_url: BrokerUrlOption = None, as_json: JsonOption = False) -> None:
-    """Serve the HTTP APIs and the console until SIGTERM. Any number may run beside one broker.
+    """Serve the HTTP APIs and the console until SIGTERM. Any number may run beside each other.
 
     Without an API key (`batchmill keys create`) it serves this machine only, and everybody on it.
     """
@@ -31,7 +31,7 @@ def gateway(broker_url: BrokerUrlOption = None, as_json: JsonOption = False) -> 
     from batchmill.worker.logs import configure_logging
     from batchmill.worker.unknown_settings import log_unknown_variables
 
-    settings = GatewaySettings(broker_url=resolve_one_broker(broker_url))
+    settings = GatewaySettings(broker_url=resolve_chosen_broker(broker_url))
     configure_logging(settings.log_level, "json" if as_json else settings.log_format)
     log_unknown_variables()
     run_gateway(settings, console_parts(settings))

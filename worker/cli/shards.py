@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 _group = typer.Typer(help="Shards: several brokers as one system.", no_args_is_help=True)
 _COLUMNS = (
     *("shard", "broker", "new jobs", "list", "waiting", "in progress", "arriving", "batches"),
-    *("webhooks", "results kept", "drained"),
+    *("webhooks", "results kept", "files kept", "drained"),
 )
 
 
@@ -139,7 +139,7 @@ def _describe(shard: Shard, store: JobStore, shards: ShardList) -> dict[str, Any
 
 
 def _row(shard: dict[str, Any]) -> tuple[object, ...]:
-    numbers = ("waiting", "in_progress", "arriving", "batches", "webhooks", "kept")
+    numbers = ("waiting", "in_progress", "arriving", "batches", "webhooks", "kept", "files")
     drained = {True: "yes", False: "no", None: "does not reply"}[shard["drained"]]
     return (
         *(shard["name"], shard["broker"], "no, draining" if shard["draining"] else "yes"),

@@ -15,13 +15,20 @@ from batchmill.producer.job.batch import BatchState, BatchStatus, read_batch
 from batchmill.producer.job.line import LineKind
 from batchmill.producer.protocol import keys
 from batchmill.producer.protocol.calls.call import Read, stored
-from batchmill.producer.store.batches import BatchEntry, batch_entries, batch_page
+from batchmill.producer.store.batches import (
+    BatchEntry,
+    Position,
+    batch_entries,
+    batch_page,
+    batch_positions,
+)
 from batchmill.producer.store.deliveries import Deliveries
 from batchmill.producer.store.ended_jobs import MAX_ENDS_AT_ONCE
 from batchmill.producer.store.job_status import job_statuses
 from batchmill.producer.store.job_store import JobStore
 
 from .fleet import share
+from .viewer import Viewer
 from .visit import Download, Page, Redirect, Reply, Visit, not_found, require
 
 #: Batches per page; as many are looked at together to find those of one tenant.
@@ -92,7 +99,8 @@ def list_batches(visit: Visit) -> Reply:
 
 def show_batch(visit: Visit) -> Reply:
     """Show a batch and its jobs."""
-    batch, store = _batch(visit), visit.site.store
+    batch = _batch(visit)
+    store = visit.site.stores.of_batch(batch.status.id)
     given = visit.query.get("after", "")
     after = int(given) if given.isascii() and given.isdigit() and len(given) < 10 else -1
     rows = store.read(batch_page(batch.status.id, after))[: _PAGE_JOBS + 1]
@@ -126,7 +134,7 @@ def download_results(visit: Visit) -> Reply:
     require(visit.viewer.sees_texts, "texts")
     batch = _batch(visit)
     name = f"{batch.status.id}.jsonl"
-    lines = _result_lines(visit.site.store, batch.status.id)
+    lines = _result_lines(visit.site.stores.of_batch(batch.status.id), batch.status.id)
     return Download(name, "application/x-jsonl", lines)
 
 
@@ -153,7 +161,8 @@ def _batch(visit: Visit) -> Batch:
         ConsoleError: there is none, or it belongs to another tenant.
     """
     batch_id = visit.path["batch_id"]
-    (batch,) = visit.site.store.read(_batches([batch_id[:200]]))
+    store = visit.site.stores.of_batch(batch_id[:200])
+    (batch,) = store.read(_batches([batch_id[:200]]))
     if batch is None or not visit.viewer.sees(batch.tenant):
         raise not_found("batch", batch_id)
     return batch
@@ -161,25 +170,33 @@ def _batch(visit: Visit) -> Batch:
 
 def _page(visit: Visit, after: str | None) -> list[Batch]:
     """Return the batches of a page that the viewer sees, and one more if there is one."""
-    store, start, found = visit.site.store, 0, list[Batch]()
+    start: Position | None = None
     if after is not None:
-        rank = store.client.zrevrank(keys.BATCHES, after[:200])
-        start = 0 if rank is None else int(rank) + 1  # type: ignore[arg-type]
+        store = visit.site.stores.of_batch(after[:200])
+        at_ms: Any = store.client.zscore(keys.BATCHES, after[:200])
+        start = None if at_ms is None else (float(at_ms), after[:200])
+    parts = visit.shards.each(lambda store: _page_of(store, visit.viewer, start))
+    found = sorted((pair for part in parts for pair in part), key=lambda pair: pair[0])
+    return [batch for _, batch in found[: -PAGE_BATCHES - 2 : -1]]
+
+
+def _page_of(
+    store: JobStore, viewer: Viewer, before: Position | None
+) -> list[tuple[Position, Batch]]:
+    """Return the newest batches of one shard that the viewer sees, with their positions."""
+    found, num_seen = list[tuple[Position, Batch]](), 0
     while len(found) <= PAGE_BATCHES:
-        ids = store.read(_newest(start))
-        if not ids:
+        page = store.read(batch_positions(before, num_seen, _SCAN))
+        if not page:
             break
-        batches = store.read(_batches(ids))
-        found += [each for each in batches if each and visit.viewer.sees(each.tenant)]
-        start += len(ids)
-    return found[: PAGE_BATCHES + 1]
-
-
-def _newest(start: int) -> Read[list[str]]:
-    return Read(
-        lambda pipeline: pipeline.zrevrange(keys.BATCHES, start, start + _SCAN - 1),
-        lambda replies: [batch_id.decode(errors="replace") for batch_id in replies[0]],
-    )
+        batches = store.read(_batches([batch_id for _, batch_id in page]))
+        found += [
+            (position, batch)
+            for position, batch in zip(page, batches, strict=True)
+            if batch and viewer.sees(batch.tenant) and (before is None or position < before)
+        ]
+        num_seen += len(page)
+    return found
 
 
 def _batches(batch_ids: Sequence[str]) -> Read[list[Batch | None]]:

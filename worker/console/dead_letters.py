@@ -11,6 +11,7 @@ from batchmill.producer.protocol.attempts import Attempt, count_causes
 from batchmill.producer.protocol.calls.call import Read, stored
 from batchmill.producer.protocol.records import DeadLetter, DeadLetterKind
 from batchmill.producer.store.dead_letters import retry_dead_letter
+from batchmill.producer.store.every_shard import EveryShard
 from batchmill.producer.store.job_store import JobStore
 from batchmill.producer.store.letter_labels import document_labels
 from batchmill.worker.webhooks.reasons import explain
@@ -54,7 +55,8 @@ def list_letters(visit: Visit) -> Reply:
     given = visit.query.get("offset", "")
     offset = int(given) if given.isascii() and given.isdigit() and len(given) < 10 else 0
     rows, next_offset = _page(visit, offset)
-    total = visit.site.store.counts().dead_letters if visit.viewer.is_operator else None
+    counts = visit.shards.each(lambda store: store.counts().dead_letters)
+    total = sum(counts) if visit.viewer.is_operator else None
     values = {"rows": rows, "total": total, "next": next_offset, "is_first": offset == 0}
     return Page("dead_letters.html", values)
 
@@ -62,10 +64,11 @@ def list_letters(visit: Visit) -> Reply:
 def change_letter(visit: Visit) -> Reply:
     """Retry or delete a dead letter."""
     require(visit.viewer.may_administer, "admin")
-    letter_id, store = visit.path["letter_id"], visit.site.store
-    letter = store.dead_letter(letter_id)
-    if letter is None or not visit.viewer.sees(_tenants(store, [letter])[0]):
+    letter_id = visit.path["letter_id"]
+    found = visit.shards.find(lambda store: store.dead_letter(letter_id))
+    if found is None or not visit.viewer.sees(_tenants(found[0], [found[1]])[0]):
         raise not_found("dead letter", letter_id)
+    store, letter = found
     match visit.form.get("action"):
         case "retry":
             if retry_dead_letter(store, letter.id, visit.site.settings) is None:
@@ -79,11 +82,9 @@ def change_letter(visit: Visit) -> Reply:
 
 def _page(visit: Visit, offset: int) -> tuple[list[LetterRow], int | None]:
     """Return the letters that the viewer sees, and where the next page begins."""
-    store, rows = visit.site.store, list[LetterRow]()
-    while letters := store.dead_letters(offset=offset, limit=PAGE_LETTERS):
-        for place, (letter, tenant) in enumerate(
-            zip(letters, _tenants(store, letters), strict=True)
-        ):
+    rows = list[LetterRow]()
+    while letters := _newest(visit.shards, offset):
+        for place, (letter, tenant) in enumerate(letters):
             if not visit.viewer.sees(tenant):
                 continue
             if len(rows) == PAGE_LETTERS:
@@ -91,6 +92,21 @@ def _page(visit: Visit, offset: int) -> tuple[list[LetterRow], int | None]:
             rows.append(LetterRow(letter, tenant, _explanation(letter)))
         offset += PAGE_LETTERS
     return rows, None
+
+
+def _newest(shards: EveryShard, offset: int) -> list[tuple[DeadLetter, str | None]]:
+    """Return letters of all shards with their tenants, newest first, after the newest `offset`."""
+
+    def read(store: JobStore, skipped: int, limit: int) -> list[tuple[DeadLetter, str | None]]:
+        letters = store.dead_letters(offset=skipped, limit=limit)
+        return list(zip(letters, _tenants(store, letters), strict=True))
+
+    if shards.is_alone:
+        (only,) = shards.each(lambda store: read(store, offset, PAGE_LETTERS))
+        return only
+    parts = shards.each(lambda store: read(store, 0, offset + PAGE_LETTERS))
+    pairs = sorted((pair for part in parts for pair in part), key=lambda pair: -pair[0].at_ms)
+    return pairs[offset : offset + PAGE_LETTERS]
 
 
 def _explanation(letter: DeadLetter) -> str:

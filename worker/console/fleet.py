@@ -8,9 +8,11 @@ from dataclasses import dataclass
 from batchmill.producer.protocol.records import WorkerInfo
 from batchmill.producer.protocol.replies import JobState
 from batchmill.producer.protocol.store_counts import QueueDepth, StoreCounts
+from batchmill.producer.store.every_shard import EveryShard
 from batchmill.producer.store.job_store import JobStore
 from batchmill.producer.store.load_history import LoadSample, is_load
 from batchmill.producer.store.oldest_job import OldestJob, oldest_waiting
+from batchmill.worker.metrics.joined_fleet import joined_counts, joined_depths
 
 _ENDS = [state for state in JobState if state.is_terminal]
 
@@ -77,6 +79,18 @@ class Fleet:
         """
         loads = [Load.of(worker) for worker in store.list_workers()]
         return cls(store.counts(), store.queue_depths(), loads, oldest_waiting(store))
+
+    @classmethod
+    def of_all(cls, shards: EveryShard) -> Fleet:
+        """Read that of all shards that reply."""
+        parts = shards.each(cls.read)
+        oldest = [part.oldest for part in parts if part.oldest is not None]
+        return cls(
+            joined_counts([part.counts for part in parts]),
+            joined_depths(part.queues for part in parts),
+            [load for part in parts for load in part.loads],
+            max(oldest, key=lambda job: job.age_s, default=None),
+        )
 
     @property
     def served_queues(self) -> set[str]:

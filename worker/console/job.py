@@ -27,10 +27,11 @@ _PLAIN_TEXTS = frozenset({"model", "priority", "tenant", "ignore_eos", "tool_cho
 def show_job(visit: Visit) -> Reply:
     """Show a job of the viewer."""
     status = _status(visit)
-    record = visit.site.store.load(status.id)
+    store = visit.site.stores.of_job(status.id)
+    record = store.load(status.id)
     if record is None:
         raise not_found("job", status.id)
-    events = Deliveries(visit.site.store).of_job(status.id)
+    events = Deliveries(store).of_job(status.id)
     result = _result(record)
     questions = asked_questions(_document(record), result) if visit.viewer.sees_texts else []
     values: dict[str, Any] = {

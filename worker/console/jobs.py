@@ -10,6 +10,7 @@ from batchmill.producer.protocol import keys
 from batchmill.producer.protocol.replies import JobState
 from batchmill.producer.store.job_index import JobPage
 
+from .listing import page_of_jobs
 from .visit import ConsoleError, Page, Redirect, Reply, Visit
 
 #: Jobs per page.
@@ -27,7 +28,7 @@ def list_jobs(visit: Visit) -> Reply:
     try:
         # A tenant's viewer cannot ask for another one.
         asked = filters | ({} if own is None else {"tenant": own})
-        page = visit.site.client.list(limit=PAGE_JOBS, cursor=visit.given("cursor"), **asked)  # type: ignore[arg-type]
+        page = page_of_jobs(visit.shards, limit=PAGE_JOBS, cursor=visit.given("cursor"), **asked)  # type: ignore[arg-type]
     except InvalidQuery as error:
         problem = str(error)
     after = None if page.next_cursor is None else filters | {"cursor": page.next_cursor}

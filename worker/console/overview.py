@@ -7,13 +7,16 @@ from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 
+from batchmill.producer.store.job_store import JobStore
 from batchmill.producer.store.load_history import INTERVAL_MS, LoadSample, load_history
-from batchmill.producer.store.tenants import load_tenant
+from batchmill.producer.store.tenants import joined_tenant, load_tenant
 from batchmill.producer.store.usage_sums import UsageSum, grouped, usage_sums
 
 from . import formats
 from .charts import Chart, Line, draw, gauges, rates
 from .fleet import Fleet, share
+from .joined_history import joined_history
+from .listing import page_of_jobs
 from .visit import Page, Reply, Visit
 
 #: Periods of the charts, minutes, by their names in the URL.
@@ -32,14 +35,14 @@ def show_overview(visit: Visit) -> Reply:
     name = visit.query.get("period", _DEFAULT_PERIOD)
     name = name if name in PERIODS else _DEFAULT_PERIOD
     period_ms = PERIODS[name] * 60_000
-    store = visit.site.store
-    fleet = Fleet.read(store)
-    history = store.read(load_history(period_ms // INTERVAL_MS + 1))
+    fleet = Fleet.of_all(visit.shards)
+    read = load_history(period_ms // INTERVAL_MS + 1)
+    history = joined_history(visit.shards.each(lambda store: store.read(read)))
     now_ms = time.time() * 1000
     if history:  # the newest sample is by Redis' clock
         now_ms = max(now_ms, history[-1].at_ms)
     samples = [sample for sample in history if sample.at_ms >= now_ms - period_ms]
-    recent = visit.site.client.list(limit=_RECENT_JOBS)
+    recent = page_of_jobs(visit.shards, limit=_RECENT_JOBS)
     values = {
         "fleet": fleet,
         "now": fleet.sample(),
@@ -120,18 +123,22 @@ def _pair(sample: LoadSample, one: str, other: str) -> tuple[float | None, float
 
 
 def _tenant_overview(visit: Visit, tenant: str) -> Page:
-    store, client, key = visit.site.store, visit.site.client, visit.viewer.key
+    shards, key = visit.shards, visit.viewer.key
     today = datetime.now(UTC).date()
     first = today - timedelta(days=_USAGE_DAYS - 1)
-    own = [each for each in store.read(usage_sums(first, today)) if each.tenant == tenant]
+    used = shards.each(lambda store: store.read(usage_sums(first, today)))
+    own = [each for part in used for each in part if each.tenant == tenant]
+    served = {each.model for part in shards.each(JobStore.list_workers) for each in part}
     days = {str(each.day): each for each in grouped(own, ["day"])}
     names = [(first + timedelta(days=number)).isoformat() for number in range(_USAGE_DAYS)]
     values = {
-        "tenant": load_tenant(store, tenant),
+        "tenant": joined_tenant(shards.each(lambda store: load_tenant(store, tenant)), tenant),
         "days": [(name, _tokens(days.get(name))) for name in names],
-        "jobs": client.list(limit=_RECENT_JOBS, tenant=tenant).jobs,
-        "running": client.list(limit=_RECENT_JOBS, tenant=tenant, state="in_progress").jobs,
-        "models": sorted(filter(key.may_use_model, {each.model for each in store.list_workers()})),
+        "jobs": page_of_jobs(shards, limit=_RECENT_JOBS, tenant=tenant).jobs,
+        "running": page_of_jobs(
+            shards, limit=_RECENT_JOBS, tenant=tenant, state="in_progress"
+        ).jobs,
+        "models": sorted(filter(key.may_use_model, served)),
     }
     return Page("tenant_overview.html", values)
 

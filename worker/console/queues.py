@@ -7,12 +7,20 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 
 from batchmill.producer.protocol import keys
-from batchmill.producer.protocol.pauses import Pause, PauseKind
+from batchmill.producer.protocol.pauses import Pause, PauseKind, joined_pauses
 from batchmill.producer.protocol.store_counts import QueueDepth
+from batchmill.producer.store.every_shard import EveryShard
 from batchmill.producer.store.job_store import JobStore
 from batchmill.producer.store.pauses import Pauses
-from batchmill.producer.store.tenants import Tenant, TenantLimits, TenantUsage, list_tenants
+from batchmill.producer.store.tenants import (
+    Tenant,
+    TenantLimits,
+    TenantUsage,
+    joined_tenants,
+    list_tenants,
+)
 from batchmill.producer.store.usage_sums import grouped, usage_sums
+from batchmill.worker.metrics.joined_fleet import joined_depths
 
 from .fleet import share
 from .visit import ConsoleError, Page, Redirect, Reply, Visit, require
@@ -41,9 +49,9 @@ class TenantRow:
 
 def show_queues(visit: Visit) -> Reply:
     """Show all queues and tenants; to others than operators, their own tenant."""
-    store, own = visit.site.store, visit.viewer.tenant
-    tenants = [row for row in _tenants(store) if own is None or row.tenant.name == own]
-    queues = _queues(store) if own is None else []
+    shards, own = visit.shards, visit.viewer.tenant
+    tenants = [row for row in _tenants(shards) if own is None or row.tenant.name == own]
+    queues = _queues(shards) if own is None else []
     return Page("queues.html", {"queues": queues, "tenants": tenants})
 
 
@@ -69,11 +77,11 @@ def change_pause(visit: Visit) -> Reply:
     raise ConsoleError(400, "The form has no action that this page knows.")
 
 
-def _queues(store: JobStore) -> list[QueueRow]:
-    workers = store.list_workers()
+def _queues(shards: EveryShard) -> list[QueueRow]:
+    workers = [worker for part in shards.each(JobStore.list_workers) for worker in part]
     served = [queue for worker in workers for queue in worker.queues]
-    depths = {depth.queue: depth for depth in store.queue_depths()}
-    pauses = _pauses(store, PauseKind.QUEUE)
+    depths = {each.queue: each for each in joined_depths(shards.each(JobStore.queue_depths))}
+    pauses = _pauses(shards, PauseKind.QUEUE)
     names = sorted({*depths, *served, *pauses})
     return [
         QueueRow(depths.get(name, QueueDepth(name, 0, 0)), served.count(name), pauses.get(name))
@@ -81,14 +89,15 @@ def _queues(store: JobStore) -> list[QueueRow]:
     ]
 
 
-def _tenants(store: JobStore) -> Sequence[TenantRow]:
+def _tenants(shards: EveryShard) -> Sequence[TenantRow]:
     today = datetime.now(UTC).date()
+    parts = shards.each(lambda store: store.read(usage_sums(today, today)))
     used = {
         str(each.tenant) or keys.DEFAULT_TENANT: each.amounts
-        for each in grouped(store.read(usage_sums(today, today)), ["tenant"])
+        for each in grouped((each for part in parts for each in part), ["tenant"])
     }
     tokens = {name: each.prompt_tokens + each.completion_tokens for name, each in used.items()}
-    known = {tenant.name: tenant for tenant in list_tenants(store)}
+    known = {tenant.name: tenant for tenant in joined_tenants(shards.each(list_tenants))}
     all_tokens = sum(tokens.values())
     return [
         TenantRow(
@@ -100,5 +109,6 @@ def _tenants(store: JobStore) -> Sequence[TenantRow]:
     ]
 
 
-def _pauses(store: JobStore, kind: PauseKind) -> dict[str, Pause]:
-    return {pause.name: pause for pause in Pauses(store).all() if pause.kind is kind}
+def _pauses(shards: EveryShard, kind: PauseKind) -> dict[str, Pause]:
+    found = joined_pauses(shards.each(lambda store: Pauses(store).all()))
+    return {pause.name: pause for pause in found if pause.kind is kind}

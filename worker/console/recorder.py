@@ -35,4 +35,6 @@ async def record_load(site: Site) -> None:
 
 
 def _record(site: Site) -> None:
-    site.store.run(add_sample(Fleet.read(site.store).sample()))
+    shards = site.stores.look()
+    shards.each(lambda store: store.run(add_sample(Fleet.read(store).sample())))
+    shards.check()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 from urllib.parse import parse_qsl, quote, urlsplit
 
@@ -55,9 +55,11 @@ def page_endpoint(view: Callable[[Visit], Reply]) -> Endpoint:
             form = await read_form(request) if request.method == "POST" else {}
             if request.method == "POST":
                 _check_form(viewer, form)
-            visit = Visit(site, viewer, request.path_params, request.query_params, form)
+            shards = site.stores.look()
+            visit = Visit(site, viewer, shards, request.path_params, request.query_params, form)
             reply = await asyncio.to_thread(_viewed, view, visit)
-            return await asyncio.to_thread(response_of, request, reply, viewer)
+            missing = shards.missing
+            return await asyncio.to_thread(response_of, request, reply, viewer, missing)
         except Exception as error:
             return error_page(request, error, viewer)
 
@@ -77,7 +79,7 @@ def _viewer(site: Site, request: Request) -> Viewer | None:
         ApiError: there are no keys, and the request does not come from this machine.
     """
     with broker_errors(site.url):
-        viewer, has_keys = find_viewer(site.store, request.cookies.get(COOKIE, ""))
+        viewer, has_keys = find_viewer(site.stores, request.cookies.get(COOKIE, ""))
     if viewer is not None:
         return viewer
     if has_keys or not site.settings.is_loopback:
@@ -126,8 +128,10 @@ def _check_form(viewer: Viewer, form: dict[str, str]) -> None:
         raise ConsoleError(403, "The form belongs to another session; load the page again.")
 
 
-def response_of(request: Request, reply: Reply, viewer: Viewer | None) -> Response:
-    """Return the response of a page function's reply."""
+def response_of(
+    request: Request, reply: Reply, viewer: Viewer | None, missing: Sequence[str] = ()
+) -> Response:
+    """Return the response of a page function's reply; `missing` names shards that are away."""
     if isinstance(reply, Redirect):
         url = ROOT + reply.path
         if reply.done:
@@ -137,17 +141,20 @@ def response_of(request: Request, reply: Reply, viewer: Viewer | None) -> Respon
         disposition = f"attachment; filename*=UTF-8''{quote(reply.name)}"
         headers = _HEADERS | {"content-disposition": disposition}
         return StreamingResponse(reply.content, media_type=reply.media_type, headers=headers)
-    return page_response(request, reply, viewer)
+    return page_response(request, reply, viewer, missing)
 
 
-def page_response(request: Request, page: Page, viewer: Viewer | None) -> Response:
-    """Render a page."""
+def page_response(
+    request: Request, page: Page, viewer: Viewer | None, missing: Sequence[str] = ()
+) -> Response:
+    """Render a page; it says which shards are missing in it."""
     site: Site = request.app.state.console
     shared: dict[str, Any] = {
         "viewer": viewer,
         "root": ROOT,
         "path": request.url.path.removeprefix(ROOT) or "/",
         "notice": NOTICES.get(request.query_params.get("done", "")),
+        "missing_shards": missing,
     }
     text = site.templates.get_template(page.template).render(shared | dict(page.values))
     return HTMLResponse(text, page.status, headers=_HEADERS)

@@ -82,12 +82,12 @@ async def get_unknown(request: Request) -> Response:
 
 def _sign_in(site: Site, secret: str) -> str | None:
     with broker_errors(site.url):
-        return sign_in(site.store, secret, ttl_s=site.settings.gateway_console_session_s)
+        return sign_in(site.stores, secret, ttl_s=site.settings.gateway_console_session_s)
 
 
 def _sign_out(site: Site, cookie: str) -> None:
     with broker_errors(site.url):
-        sign_out(site.store, cookie)
+        sign_out(site.stores, cookie)
 
 
 def _own_path(path: str) -> str:

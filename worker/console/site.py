@@ -11,11 +11,13 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from batchmill.producer import Client
 from batchmill.producer.broker_url import find_broker
 from batchmill.producer.bulk.settings import PriceSettings
-from batchmill.producer.store.job_store import JobStore
+from batchmill.producer.store.every_shard import JobStores
 from batchmill.worker.gateway.settings import GatewaySettings
 
 from . import formats
 
+#: Seconds that a page waits for each of several shards.
+_PART_LIMIT_S = 2.0
 _FOLDER = Path(__file__).parent
 #: Files that a browser may fetch, and their types.
 STATIC_TYPES = {
@@ -33,7 +35,9 @@ class Site:
         """Connect at the first call."""
         self.settings = settings
         self.url = find_broker(settings.broker_url)
-        self.store = JobStore.from_url(self.url, timeout_s=settings.broker_timeout_s)
+        self.stores = JobStores.from_url(
+            self.url, timeout_s=settings.broker_timeout_s, part_limit_s=_PART_LIMIT_S
+        )
         self.client = Client(self.url, settings=settings)
         self.prices = PriceSettings().prices
         self.templates = _templates(self.version)
@@ -41,7 +45,7 @@ class Site:
     def close(self) -> None:
         """Close the connections."""
         self.client.close()
-        self.store.close()
+        self.stores.close()
 
     @cached_property
     def static(self) -> dict[str, bytes]:

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from batchmill.producer.store.every_shard import EveryShard
 from batchmill.worker.service_errors import ServiceError
 
 from .site import Site
@@ -30,6 +31,8 @@ class Visit:
 
     site: Site
     viewer: Viewer
+    #: All shards, or the one broker; the page names those that do not reply.
+    shards: EveryShard
     #: Parts of the path, the query, and the fields of a form.
     path: Mapping[str, str]
     query: Mapping[str, str]

@@ -120,10 +120,23 @@ def api_error(error: Exception) -> ApiError | None:
                 code=error.code,
                 headers={"retry-after": "1", **DO_NOT_RETRY},
             )
-        case producer.BrokerUnavailable():
+        case producer.ShardMismatch() if error.shards:
+            told = f"it is in shard {error.shards[0]}, which this gateway does not have (any more)"
+            return ApiError(404, told, code="not_found")
+        case producer.ShardMismatch():
             return ApiError(
                 503,
-                "the queue cannot be reached at the moment; try again",
+                "this gateway has another list of shards than the queue; its operator must correct "
+                "it, see its log",
+                code=error.code,
+                headers={"retry-after": "10"},
+            )
+        case producer.BrokerUnavailable():
+            names = " and ".join(error.shards)
+            place = f"shard {names} of the queue" if names else "the queue"
+            return ApiError(
+                503,
+                f"{place} cannot be reached at the moment; try again",
                 code="broker_unavailable",
                 headers={"retry-after": "1"},
             )

@@ -43,6 +43,7 @@ from .request_spans import RequestSpans
 from .responses import cancel_response, create_response, delete_response, get_response
 from .route import Route
 from .settings import GatewaySettings
+from .shard_stores import missing_shards
 from .spec.document import openapi_document
 from .usage import get_usage
 from .vectors import create_embeddings, create_rerank, create_score
@@ -164,10 +165,15 @@ async def healthz(request: Request) -> Response:
 
 
 async def readyz(request: Request) -> Response:
-    """Serve `GET /readyz`: the broker replies."""
+    """Serve `GET /readyz`: the broker replies, or at least one shard."""
     backend: Backend = request.app.state.backend
-    await backend.read(Read(lambda pipeline: pipeline.ping(), list))
-    return JSONResponse({"status": "ok", "models": sorted(await backend.served_models())})
+    ping = Read(lambda pipeline: pipeline.ping(), list)
+    parts = await backend.shards.each(lambda store: store.read(ping))
+    if not parts.by_shard:
+        told = f"none of the shards {', '.join(parts.missing)} replies at the moment; try again"
+        raise ApiError(503, told, code="broker_unavailable", headers={"retry-after": "1"})
+    ready = {"status": "ok", "models": sorted(await backend.served_models())}
+    return JSONResponse(ready | missing_shards(parts.missing))
 
 
 async def openapi(request: Request) -> Response:

@@ -6,36 +6,36 @@ import asyncio
 import contextlib
 import time
 from collections.abc import Coroutine
-from typing import Any, TypeVar
+from typing import Any
 
 from batchmill.producer import AsyncClient
 from batchmill.producer.broker_url import find_broker
 from batchmill.producer.errors import BatchmillError
 from batchmill.producer.protocol import keys
-from batchmill.producer.protocol.calls.call import Call, Read
+from batchmill.producer.protocol.calls.call import Read
 from batchmill.producer.store.adapters import RegisteredAdapter, read_adapters
+from batchmill.producer.store.async_shards import AsyncShards
 from batchmill.producer.store.async_store import AsyncStore
-from batchmill.producer.store.broker_errors import broker_errors
 from batchmill.producer.store.replication import replica_wait
 
 from .check_turns import CheckTurns
 from .file_store import FileStore
 from .settings import GatewaySettings
+from .shard_stores import ShardStores
 
-Value = TypeVar("Value")
 #: Seconds for which the list of workers is used again.
 _WORKERS_S = 1.0
 
 
 class Backend:
-    """Owns a client and a store of the same broker, for one event loop."""
+    """Owns a client and stores of the same broker or shards, for one event loop."""
 
     def __init__(self, settings: GatewaySettings) -> None:
         """Connect at the first call."""
         self.settings = settings
         self.url = find_broker(settings.broker_url)
         self.client = AsyncClient(self.url, settings=settings)
-        self.store = AsyncStore.from_url(
+        self._stores = AsyncShards.from_url(
             self.url,
             timeout_s=settings.broker_timeout_s,
             replica_wait=replica_wait(
@@ -44,6 +44,7 @@ class Backend:
             key_ring=settings.key_ring,
             objects=settings.object_store,
         )
+        self.shards = ShardStores(self._stores, self.url, settings.served_name)
         self.files = FileStore(settings.gateway_files_url, settings.key_ring)
         self.turns = CheckTurns()
         self._running: set[asyncio.Task[Any]] = set()
@@ -51,31 +52,15 @@ class Backend:
         self._served: dict[str, int] = {}
         self._kinds: dict[str, set[str]] = {}
         self._served_until = 0.0
+        #: Shards whose workers are not known, because they did not reply.
+        self.unknown_shards: tuple[str, ...] = ()
         self._adapters: list[RegisteredAdapter] = []
         self._adapters_until = 0.0
 
     async def close(self) -> None:
         """Close the connections."""
         await self.client.close()
-        await self.store.aclose()
-
-    async def read(self, read: Read[Value]) -> Value:
-        """Read in one round trip.
-
-        Raises:
-            BrokerUnavailable: the broker does not reply.
-        """
-        with broker_errors(self.url):
-            return await self.store.read(read)
-
-    async def run(self, call: Call[Value]) -> Value:
-        """Run one script, and wait for the replicas that are asked for.
-
-        Raises:
-            BrokerUnavailable: the broker does not reply.
-        """
-        with broker_errors(self.url):
-            return await self.store.run_confirmed(call)
+        await self._stores.aclose()
 
     def cancel_later(self, job_id: str) -> None:
         """Cancel a job from a place that cannot wait: its client has gone away."""
@@ -105,11 +90,10 @@ class Backend:
     async def served_models(self) -> dict[str, int]:
         """Return the models of live workers, each with the start of its first worker in seconds."""
         if time.monotonic() >= self._served_until:
-            with broker_errors(self.url):
-                workers = await self.store.list_workers()
+            found = await self.shards.each(AsyncStore.list_workers)
             served: dict[str, int] = {}
-            self._kinds = {}
-            for worker in workers:
+            self._kinds, self.unknown_shards = {}, found.missing
+            for worker in (worker for workers in found.values for worker in workers):
                 self._kinds.setdefault(worker.model, set()).update(worker.kinds)
                 since = worker.started_at_ms // 1000
                 served[worker.model] = min(since, served.get(worker.model, since))
@@ -119,7 +103,8 @@ class Backend:
     async def adapters_for(self, tenant: str) -> dict[str, RegisteredAdapter]:
         """Return the LoRA adapters that a tenant's jobs may name, by name."""
         if time.monotonic() >= self._adapters_until:
-            self._adapters = await self.read(read_adapters())
+            found, _ = await self.shards.first(lambda store: store.read(read_adapters()))
+            self._adapters = found or []
             self._adapters_until = time.monotonic() + _WORKERS_S
         return {each.name: each for each in self._adapters if each.is_for(tenant)}
 
@@ -131,10 +116,12 @@ class Backend:
         """Return whether jobs of a model can be served, as far as can be told.
 
         A model whose worker has died is known as long as it has jobs; and without any worker
-        nothing can be told.
+        nothing can be told, nor while a shard does not reply.
         """
         served = await self.served_models()
         if not served or model in served or model == self.settings.served_name:
+            return True
+        if self.unknown_shards:
             return True
         queues = keys.queue_names(model) if keys.is_model_name(model) else ()
 
@@ -142,5 +129,7 @@ class Backend:
             for name in queues:
                 pipeline.zscore(keys.QUEUES, name)
 
-        scores: list[Any] = await self.read(Read(queue, list))
-        return any(score is not None for score in scores)
+        parts = await self.shards.each(lambda store: store.read(Read(queue, list[Any])))
+        return bool(parts.missing) or any(
+            score is not None for scores in parts.values for score in scores
+        )

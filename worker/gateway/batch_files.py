@@ -53,17 +53,17 @@ async def batch_file(backend: Backend, key: ApiKey, file_id: str) -> BatchFile |
 
 async def batch_file_lines(backend: Backend, file: BatchFile) -> AsyncIterator[bytes]:
     """Yield the lines of a batch's file, a hundred at a time, in the order of the input."""
-    after = -1
-    while page := await backend.read(batch_page(file.batch.id, after)):
+    after, store = -1, await backend.shards.of_batch(file.batch.id)
+    while page := await store.read(batch_page(file.batch.id, after)):
         for start in range(0, len(page), MAX_ENDS_AT_ONCE):
             some = page[start : start + MAX_ENDS_AT_ONCE]
-            entries = await backend.read(batch_entries(some))
+            entries = await store.read(batch_entries(some))
             wanted = [entry for entry in entries if (file.kind == "output") == _completed(entry)]
             if wanted:
                 responses = None
                 if file.endpoint == RESPONSES:
                     ids = [entry.job.id for entry in wanted]
-                    responses = await backend.read(stored_responses(ids))
+                    responses = await store.read(stored_responses(ids))
                 # A page of long results would hold up the other requests.
                 yield await asyncio.to_thread(_render, wanted, responses)
         after = page[-1][0]

@@ -80,7 +80,8 @@ async def load_batch(backend: Backend, key: ApiKey, batch_id: str, api: str) -> 
     Raises:
         UnknownBatch: there is none, it belongs to another tenant, or came by another way.
     """
-    (batch,) = await backend.read(load_batches([batch_id[:200]]))
+    store = await backend.shards.of_batch(batch_id[:200])
+    (batch,) = await store.read(load_batches([batch_id[:200]]))
     if batch is None or batch.tenant != key.tenant or batch.details.get("api") != api:
         raise unknown_batch_error(batch_id[:200])
     return batch

@@ -17,7 +17,9 @@ from batchmill.producer.protocol import keys
 from batchmill.producer.protocol.calls.call import Read
 from batchmill.producer.store import batch_calls
 from batchmill.producer.store.api_keys import ApiKey
+from batchmill.producer.store.async_store import AsyncStore
 from batchmill.producer.store.batch_calls import BatchOrigin, raise_if_error
+from batchmill.producer.store.batches import Position, batch_positions
 
 from .api_errors import invalid
 from .backend import Backend
@@ -53,10 +55,12 @@ async def create_batch(request: Request) -> Response:
     details["completion_window"] = window = fields.pop("completion_window", None)
     batch = _request(fields, window)
     origin = BatchOrigin(key.tenant, key.id, json.dumps(details))
-    batch_id = _batch_id(request, key)
+    store, batch_id = await backend.shards.of_new_batch(
+        _batch_id(request, key), key.tenant, is_keyed="idempotency-key" in request.headers
+    )
     traceparent = traceparent_of_request(request)
     call = batch_calls.create(batch, backend.settings, batch_id, origin, traceparent)
-    opened = raise_if_error(await backend.run(call))
+    opened = raise_if_error(await store.run(call))
     backend.wake_intake()
     created = await load_batch(backend, key, opened.batch_id, BATCHES)
     return JSONResponse(created.openai())
@@ -77,7 +81,7 @@ async def cancel_batch(request: Request) -> Response:
     key = await identify(request, backend)
     require_scope(key, "submit")
     batch = await load_batch(backend, key, request.path_params["batch_id"], BATCHES)
-    await backend.run(batch_calls.cancel(batch.id))
+    await (await backend.shards.of_batch(batch.id)).run(batch_calls.cancel(batch.id))
     # Thousands of jobs take a while. If this process dies meanwhile, the workers' sweep goes on.
     backend.run_later(backend.client.cancel_batch(batch.id))
     return JSONResponse((await load_batch(backend, key, batch.id, BATCHES)).openai())
@@ -90,47 +94,58 @@ async def list_batches(request: Request) -> Response:
     require_scope(key, "read")
     query = request.query_params
     limit = page_limit(query.get("limit"), _DEFAULT_PAGE, _MAX_PAGE)
-    found = await own_batches(backend, key, BATCHES, query.get("after"), limit + 1)
+    found, missing = await own_batches(backend, key, BATCHES, query.get("after"), limit + 1)
     data = [batch.openai() for batch in found[:limit]]
-    return JSONResponse(page(data, has_more=len(found) > limit))
+    return JSONResponse(page(data, has_more=len(found) > limit, missing=missing))
 
 
 async def own_batches(
     backend: Backend, key: ApiKey, api: str, after: str | None, limit: int
-) -> list[GatewayBatch]:
+) -> tuple[list[GatewayBatch], tuple[str, ...]]:
     """Return the newest batches of a caller and an API after one of them.
+
+    Returns:
+        The batches, and the shards that did not reply.
 
     Raises:
         ApiError: that one is not in the list.
     """
-    start, found = 0, list[GatewayBatch]()
+    start = None
     if after is not None:
-        start = await backend.read(_rank(after[:200])) + 1
-    while len(found) < limit:
-        ids = await backend.read(_newest(start))
-        if not ids:
-            break
-        for batch in await backend.read(load_batches(ids)):
-            if batch and batch.tenant == key.tenant and batch.details.get("api") == api:
-                found.append(batch)
-        start += len(ids)
-    return found[:limit]
+        store = await backend.shards.of_batch(after[:200])
+        start = await store.read(_position(after[:200]))
+
+    async def of_shard(store: AsyncStore) -> list[tuple[Position, GatewayBatch]]:
+        found = list[tuple[Position, GatewayBatch]]()
+        num_seen = 0
+        while len(found) < limit:
+            page = await store.read(batch_positions(start, num_seen, _SCAN))
+            if not page:
+                break
+            batches = await store.read(load_batches([batch_id for _, batch_id in page]))
+            for position, batch in zip(page, batches, strict=True):
+                is_own = batch and batch.tenant == key.tenant and batch.details.get("api") == api
+                if batch is not None and is_own and (start is None or position < start):
+                    found.append((position, batch))
+            num_seen += len(page)
+        return found
+
+    parts = await backend.shards.each(of_shard)
+    found = sorted((pair for part in parts.values for pair in part), key=_place, reverse=True)
+    return [batch for _, batch in found[:limit]], parts.missing
 
 
-def _rank(batch_id: str) -> Read[int]:
-    def parse(replies: list[Any]) -> int:
+def _place(pair: tuple[Position, GatewayBatch]) -> Position:
+    return pair[0]
+
+
+def _position(batch_id: str) -> Read[Position]:
+    def parse(replies: list[Any]) -> Position:
         if replies[0] is None:
             raise invalid("after must be the id of a batch in the list", "after")
-        return int(replies[0])
+        return float(replies[0]), batch_id
 
-    return Read(lambda pipeline: pipeline.zrevrank(keys.BATCHES, batch_id), parse)
-
-
-def _newest(start: int) -> Read[list[str]]:
-    return Read(
-        lambda pipeline: pipeline.zrevrange(keys.BATCHES, start, start + _SCAN - 1),
-        lambda replies: [batch_id.decode(errors="replace") for batch_id in replies[0]],
-    )
+    return Read(lambda pipeline: pipeline.zscore(keys.BATCHES, batch_id), parse)
 
 
 def _endpoint(fields: dict[str, Any]) -> str:

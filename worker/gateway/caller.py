@@ -7,9 +7,11 @@ from datetime import UTC, datetime, timedelta
 
 from starlette.requests import Request
 
+from batchmill.producer.errors import BrokerUnavailable
 from batchmill.producer.protocol.calls import rates
 from batchmill.producer.protocol.calls.rates import RateReply
-from batchmill.producer.store.api_keys import ApiKey, Scope, find_api_key
+from batchmill.producer.store.api_keys import ApiKey, KnownKey, Scope, look_up_api_key
+from batchmill.producer.store.async_store import AsyncStore
 
 from .api_errors import DO_NOT_RETRY, ApiError
 from .backend import Backend
@@ -28,10 +30,37 @@ async def identify(request: Request, backend: Backend) -> ApiKey:
         ApiError: there is no valid key (401), or an open gateway must not take the request (403).
     """
     secret = _secret(request)
-    key, has_keys = await backend.read(find_api_key(secret))
+    key, has_keys = await _find_key(backend, secret)
     if key is not None:
         return key
     return open_key(request, backend.settings, has_keys=has_keys, secret=secret)
+
+
+async def _find_key(backend: Backend, secret: str) -> tuple[ApiKey | None, bool]:
+    """Return the valid key of a secret, and whether there is any key.
+
+    Every shard has all keys, so the first that knows the secret decides. One that does not know it
+    may have been added or away: the others are asked as well.
+
+    Raises:
+        BrokerUnavailable: no shard replied that knows it, and another may.
+    """
+    has_keys = False
+
+    async def look(store: AsyncStore) -> KnownKey | None:
+        nonlocal has_keys
+        known = await store.read(look_up_api_key(secret))
+        has_keys = has_keys or known.has_keys
+        return known if known.key is not None else None
+
+    known, away = await backend.shards.first(look)
+    if known is not None:
+        return known.valid_key, True
+    if away:
+        raise BrokerUnavailable(
+            f"shard {', '.join(away)} does not reply, and no other shard knows this API key"
+        ).of_shards(away)
+    return None, has_keys
 
 
 def open_key(
@@ -141,7 +170,10 @@ async def take_rate(request: Request, backend: Backend, key: ApiKey, num_tokens:
             code="rate_limit_exceeded",
             headers=DO_NOT_RETRY,
         )
-    reply = await backend.run(rates.take(key.id, requests, tokens, num_tokens))
+    call = rates.take(key.id, requests, tokens, num_tokens)
+    # Counted in one shard; while it is away, in the next one from the start.
+    reply, _ = await backend.shards.first(lambda store: store.run_confirmed(call), key=key.id)
+    assert reply is not None  # a script has a reply
     headers = anthropic_rate_headers if is_anthropic(request) else openai_rate_headers
     request.state.headers |= headers(key, reply)
     if not reply.is_allowed:

@@ -72,13 +72,18 @@ def new_file_id() -> str:
     return f"file-{time.time_ns() // 1_000_000:012x}{secrets.token_hex(10)}"
 
 
+def created_ms(file_id: str) -> int:
+    """Return the time in the id of an upload, milliseconds."""
+    return int(file_id[5:17], 16)
+
+
 def store_file(record: FileRecord, cipher: Cipher) -> Read[None]:
     """Write a record, sealed if there are keys, and its index entries, all or nothing."""
     value = Content(record.model_dump_json(), _place(record.id)).resolved(cipher)
 
     def queue(pipeline: Any) -> None:
         pipeline.set(keys.file(record.id), value)
-        pipeline.zadd(keys.files(record.tenant), {record.id: int(record.id[5:17], 16)})
+        pipeline.zadd(keys.files(record.tenant), {record.id: created_ms(record.id)})
         pipeline.zadd(keys.FILES_EXPIRING, {f"{record.tenant}/{record.id}": record.expires_at})
 
     return Read(queue, lambda replies: None, is_atomic=True)
@@ -124,7 +129,7 @@ def list_files(
     def queue(pipeline: Any) -> None:
         start = "-inf" if is_ascending else "+inf"
         if after is not None:
-            start = f"({int(after[5:17], 16)}"
+            start = f"({created_ms(after)}"
         if is_ascending:
             pipeline.zrangebyscore(key, start, "+inf", 0, limit + 1)
         else:

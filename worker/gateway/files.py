@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import re
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 
 from batchmill.producer.store.api_keys import ApiKey, Scope
+from batchmill.producer.store.async_store import AsyncStore
 
 from .api_errors import invalid, not_found
 from .backend import Backend
@@ -18,6 +20,7 @@ from .caller import identify, require_scope, take_rate
 from .file_record import (
     MAX_PAGE_FILES,
     FileRecord,
+    created_ms,
     drop_file,
     file_object,
     list_files,
@@ -26,11 +29,14 @@ from .file_record import (
     store_file,
 )
 from .request_body import body_chunks
+from .shard_stores import missing_shards
 from .upload import Upload, receive_upload
 
 #: Room for the form around a file.
 _FORM_BYTES = 64 << 10
 _MIN_TTL_S = 3600
+#: With the shard of its record, if there are several.
+_UPLOAD = re.compile(r"file-[0-9a-f]{32}(-[a-z][a-z0-9]{0,15})?")
 _PURPOSES = ("batch", "batch_output")
 
 
@@ -38,14 +44,15 @@ async def create_file(request: Request) -> Response:
     """Serve `POST /v1/files`."""
     backend, key = await _caller(request, "submit")
     await take_rate(request, backend, key, 0)
-    settings, file_id = backend.settings, new_file_id()
+    settings, store = backend.settings, await backend.shards.of_tenant(key.tenant)
+    file_id = store.shard.tagged(new_file_id())
     limit = settings.gateway_max_file_bytes
     chunks = body_chunks(request, settings, limit + _FORM_BYTES)
     content_type = request.headers.get("content-type", "")
     upload = await receive_upload(content_type, chunks, backend.files, file_id, limit)
     try:
         record = _record(upload, file_id, key, settings.gateway_file_ttl_s)
-        await backend.read(store_file(record, backend.store.key_ring))
+        await store.read(store_file(record, store.store.key_ring))
     except BaseException:
         backend.files.delete(file_id)
         raise
@@ -64,11 +71,19 @@ async def list_all_files(request: Request) -> Response:
         return JSONResponse(page([], has_more=False))
     if after is not None and not _is_upload(after):
         raise invalid("after must be the id of a file in the list", "after")
-    has_more, ids = await backend.read(
-        list_files(key.tenant, after, limit, is_ascending=order == "asc")
-    )
-    found = await backend.read(load_files(ids)) if ids else []
-    return JSONResponse(page([each.openai() for each in found if each], has_more=has_more))
+    listing = list_files(key.tenant, after, limit, is_ascending=order == "asc")
+
+    async def own_files(store: AsyncStore) -> tuple[bool, list[FileRecord]]:
+        has_more, ids = await store.read(listing)
+        found = await store.read(load_files(ids)) if ids else []
+        return has_more, [each for each in found if each is not None]
+
+    parts = await backend.shards.each(own_files)
+    records = [record for _, some in parts.values for record in some]
+    records.sort(key=lambda record: created_ms(record.id), reverse=order == "desc")
+    data = [record.openai() for record in records[:limit]]
+    has_more = len(records) > limit or any(has_more for has_more, _ in parts.values)
+    return JSONResponse(page(data, has_more=has_more, missing=parts.missing))
 
 
 async def get_file(request: Request) -> Response:
@@ -112,7 +127,7 @@ async def delete_file(request: Request) -> Response:
             "file_id",
         )
     record = await load_file(backend, key, file_id)
-    await backend.read(drop_file(key.tenant, record.id))
+    await (await backend.shards.of_file(record.id)).read(drop_file(key.tenant, record.id))
     backend.files.delete(record.id)
     return JSONResponse({"id": record.id, "object": "file", "deleted": True})
 
@@ -124,7 +139,8 @@ async def load_file(backend: Backend, key: ApiKey, file_id: str) -> FileRecord:
         ApiError: there is none, it has expired, or it belongs to another tenant.
     """
     if _is_upload(file_id):
-        (record,) = await backend.read(load_files([file_id]))
+        store = await backend.shards.of_file(file_id)
+        (record,) = await store.read(load_files([file_id]))
         if record is not None and record.tenant == key.tenant and record.expires_at > time.time():
             return record
     raise not_found("file", file_id)
@@ -143,8 +159,10 @@ def page_limit(text: str | None, default: int, most: int) -> int:
     return int(text)
 
 
-def page(data: list[dict[str, Any]], *, has_more: bool) -> dict[str, Any]:
-    """Return OpenAI's page of a list."""
+def page(
+    data: list[dict[str, Any]], *, has_more: bool, missing: Sequence[str] = ()
+) -> dict[str, Any]:
+    """Return OpenAI's page of a list; `missing` names shards that did not reply."""
     ids = [each["id"] for each in data]
     return {
         "object": "list",
@@ -152,6 +170,7 @@ def page(data: list[dict[str, Any]], *, has_more: bool) -> dict[str, Any]:
         "first_id": ids[0] if ids else None,
         "last_id": ids[-1] if ids else None,
         "has_more": has_more,
+        **missing_shards(missing),
     }
 
 
@@ -216,8 +235,7 @@ def _output_object(output: BatchFile, num_bytes: int) -> dict[str, Any]:
 
 def _is_upload(file_id: str) -> bool:
     """Return whether a text can be the id of an upload."""
-    digits = file_id.removeprefix("file-")
-    return len(file_id) == 37 and set(digits) <= set("0123456789abcdef") and len(digits) == 32
+    return _UPLOAD.fullmatch(file_id) is not None
 
 
 async def _caller(request: Request, scope: Scope) -> tuple[Backend, ApiKey]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from contextlib import ExitStack
 from typing import Self
 
-from batchmill.producer.store.job_store import JobStore
+from batchmill.producer.store.job_stores import open_job_stores
 from batchmill.worker.metrics.gateway_series import GatewayMeter
 from batchmill.worker.metrics.probes import redis_probe
 
@@ -34,14 +34,15 @@ class GatewayMetrics:
         from batchmill.worker.metrics.server import MetricsServer
 
         assert settings.broker_url is not None
-        store = JobStore.from_url(settings.broker_url)
-        self._open.callback(store.close)
+        stores = open_job_stores(settings.broker_url)
+        for _, store in stores:
+            self._open.callback(store.close)
         server = MetricsServer(
             settings.metrics_host,
             settings.metrics_port,
             service="gateway",
             sources=[meter.read],
-            probe=redis_probe(store.client),
+            probe=redis_probe(*(store.client for _, store in stores), needs_all=False),
         )
         self._open.callback(server.close)
         server.start()

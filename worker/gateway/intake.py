@@ -19,6 +19,7 @@ from batchmill.producer.job.line import BulkLine
 from batchmill.producer.protocol import keys
 from batchmill.producer.protocol.calls import batches as batch_scripts
 from batchmill.producer.protocol.calls.call import Read
+from batchmill.producer.shard_list import Shard
 from batchmill.producer.store import batch_calls
 from batchmill.producer.store.adapters import RegisteredAdapter
 from batchmill.producer.store.api_keys import ApiKey
@@ -28,6 +29,7 @@ from .backend import Backend
 from .batch_record import GatewayBatch, load_batches
 from .file_record import drop_file, expired_files
 from .line_request import read_batch_line
+from .shard_stores import ShardStore
 
 _log = structlog.get_logger(__name__)
 _LEASE_MS = 30_000
@@ -42,66 +44,71 @@ _NUM_READERS = 8
 
 
 async def run_intakes(backend: Backend) -> None:
-    """Read the files of batches until cancelled."""
-    await asyncio.gather(*(_run_intake(backend) for _ in range(_NUM_READERS)))
+    """Read the files of batches, of each shard by readers of its own, until cancelled."""
+    shards = backend.shards.shards.list.shards
+    await asyncio.gather(
+        *(_run_intake(backend, shard) for shard in shards for _ in range(_NUM_READERS))
+    )
 
 
-async def _run_intake(backend: Backend) -> None:
-    """Take batches and read their files, one after another, until cancelled."""
+async def _run_intake(backend: Backend, shard: Shard) -> None:
+    """Take batches of a shard and read their files, one after another, until cancelled."""
     while True:
         try:
-            await _delete_expired(backend)
-            batch_id = await backend.run(batch_scripts.take_intake(_LEASE_MS))
+            store = await backend.shards.at(shard)
+            await _delete_expired(backend, store)
+            batch_id = await store.run(batch_scripts.take_intake(_LEASE_MS))
             if batch_id is None:
                 await backend.sleep_until_intake(_POLL_S)
                 continue
-            await _read_batch(backend, batch_id)
+            await _read_batch(backend, store, batch_id)
         except asyncio.CancelledError:
             raise
         except Exception as error:
             # The batch is taken again when its lease ends.
-            _log.warning("batch_intake_failed", exc_info=error)
+            named = {"shard": shard.name} if shard.name else {}
+            _log.warning("batch_intake_failed", exc_info=error, **named)
             await asyncio.sleep(_POLL_S)
 
 
-async def _read_batch(backend: Backend, batch_id: str) -> None:
+async def _read_batch(backend: Backend, store: ShardStore, batch_id: str) -> None:
     """Check and submit the lines of a batch, and forget that they were to be read."""
-    renewing = asyncio.ensure_future(_renew(backend, batch_id))
+    renewing = asyncio.ensure_future(_renew(store, batch_id))
     try:
-        (batch,) = await backend.read(load_batches([batch_id]))
+        (batch,) = await store.read(load_batches([batch_id]))
         if batch is not None and batch.status.status.value == "validating":
-            await _check_and_submit(backend, batch)
-        await backend.read(Read(lambda p: p.zrem(keys.BATCH_INTAKES, batch_id), list))
+            await _check_and_submit(backend, store, batch)
+        await store.read(Read(lambda p: p.zrem(keys.BATCH_INTAKES, batch_id), list))
     finally:
         renewing.cancel()
         with contextlib.suppress(asyncio.CancelledError):
             await renewing
 
 
-async def _renew(backend: Backend, batch_id: str) -> None:
+async def _renew(store: ShardStore, batch_id: str) -> None:
     """Keep the batch from being taken by another gateway."""
     while True:
         await asyncio.sleep(_LEASE_MS / 3000)
         with contextlib.suppress(BatchmillError):
-            await backend.run(batch_scripts.take_intake(_LEASE_MS, batch_id))
+            await store.run(batch_scripts.take_intake(_LEASE_MS, batch_id))
 
 
-async def _check_and_submit(backend: Backend, batch: GatewayBatch) -> None:
+async def _check_and_submit(backend: Backend, store: ShardStore, batch: GatewayBatch) -> None:
     """Check all lines, then submit them: a batch with a wrong line computes nothing."""
     errors, models = await _check(backend, batch)
     if errors:
         with contextlib.suppress(BatchmillError):
-            await backend.run(batch_calls.cancel(batch.id, *errors))
+            await store.run(batch_calls.cancel(batch.id, *errors))
         return
     if len(models) == 1:
         name = models.pop()
-        await backend.read(Read(lambda p: p.hset(keys.batch(batch.id), "model", name), list))
+        await store.read(Read(lambda p: p.hset(keys.batch(batch.id), "model", name), list))
     expires_at = batch.status.expires_at
     deadline_at_ms = None if expires_at is None else expires_at * 1000
     opened = OpenBatch(batch.id, deadline_at_ms, batch.traceparent)
     with contextlib.suppress(BatchClosed):  # cancelled or expired meanwhile
         await async_batch_verbs.fill_batch(
-            backend.store,
+            store.store,
             backend.settings,
             opened,
             _lines(backend, batch),
@@ -179,8 +186,8 @@ def _error(number: int, problem: JobRejected) -> BatchError:
     return BatchError(code=problem.code, message=str(problem), line=number, param=problem.param)
 
 
-async def _delete_expired(backend: Backend) -> None:
+async def _delete_expired(backend: Backend, store: ShardStore) -> None:
     """Delete files whose time is over."""
-    for tenant, file_id in await backend.read(expired_files(int(time.time()))):
+    for tenant, file_id in await store.read(expired_files(int(time.time()))):
         await asyncio.to_thread(backend.files.delete, file_id)
-        await backend.read(drop_file(tenant, file_id))
+        await store.read(drop_file(tenant, file_id))

@@ -136,8 +136,9 @@ async def submit_job(
         gateway=details,
         traceparent=prepared.traceparent or traceparent_of_request(request),
     )
+    store, new = await backend.shards.placed(new)
     with send_span(new, backend.settings) as traced:
-        reply = await backend.run(job_calls.submit(traced))
+        reply = await store.run(job_calls.submit(traced))
         request.state.request_id = request.state.job_id = accepted_id(traced, reply)
     return str(request.state.request_id)
 
@@ -200,7 +201,8 @@ async def check_owner(backend: Backend, key: ApiKey, job_id: str, api: str) -> d
     """
     if not keys.is_job_id(job_id):
         raise unknown_job_error(job_id[:140])
-    tenant, details = await backend.read(_ownership(job_id))
+    store = await backend.shards.of_job(job_id)
+    tenant, details = await store.read(_ownership(job_id))
     if tenant != key.tenant or details.get("api") != api:
         raise unknown_job_error(job_id)
     return details

@@ -40,6 +40,7 @@ from .message_object import message_object
 from .openai_api import MESSAGE_BATCHES, MESSAGES
 from .request_body import read_json
 from .request_spans import traceparent_of_request
+from .shard_stores import missing_shards
 
 _DEFAULT_PAGE, _MAX_PAGE = 20, 1000
 #: The file of the requests is kept for longer than its batch may take to be read.
@@ -57,7 +58,10 @@ async def create_message_batch(request: Request) -> Response:
     requests = body.get("requests")
     if not isinstance(requests, list) or not 1 <= len(requests) <= limit:
         raise invalid(f"requests must be a list of 1 to {limit} requests", "requests")
-    file_id = new_file_id()
+    store, batch_id = await backend.shards.of_new_batch(
+        keys.new_batch_id(None), key.tenant, is_keyed=False
+    )
+    file_id = store.shard.tagged(new_file_id())
     default_model = backend.settings.served_name
     adapters, served = await backend.adapters_for(key.tenant), await backend.served_models()
     read_line = partial(
@@ -73,7 +77,7 @@ async def create_message_batch(request: Request) -> Response:
     await asyncio.to_thread(_write, backend, file_id, content)
     expires_at = int(time.time()) + _FILE_S
     entry = {f"{key.tenant}/{file_id}": expires_at}
-    await backend.read(Read(lambda p: p.zadd(keys.FILES_EXPIRING, entry), list))
+    await store.read(Read(lambda p: p.zadd(keys.FILES_EXPIRING, entry), list))
     details = {
         "api": MESSAGE_BATCHES,
         "endpoint": MESSAGES,
@@ -84,10 +88,8 @@ async def create_message_batch(request: Request) -> Response:
     origin = BatchOrigin(key.tenant, key.id, json.dumps(details))
     batch_request = parse_batch({"ttl_s": float(BATCH_S)})
     traceparent = traceparent_of_request(request)
-    call = batch_calls.create(
-        batch_request, backend.settings, keys.new_batch_id(None), origin, traceparent
-    )
-    opened = raise_if_error(await backend.run(call))
+    call = batch_calls.create(batch_request, backend.settings, batch_id, origin, traceparent)
+    opened = raise_if_error(await store.run(call))
     backend.wake_intake()
     batch = await load_batch(backend, key, opened.batch_id, MESSAGE_BATCHES)
     return JSONResponse(await _object(backend, batch))
@@ -106,7 +108,7 @@ async def list_message_batches(request: Request) -> Response:
     limit = page_limit(query.get("limit"), _DEFAULT_PAGE, _MAX_PAGE)
     after = query.get("after_id")
     after = None if after is None else batch_id_of(after)
-    found = await own_batches(backend, key, MESSAGE_BATCHES, after, limit + 1)
+    found, missing = await own_batches(backend, key, MESSAGE_BATCHES, after, limit + 1)
     data = [await _object(backend, batch) for batch in found[:limit]]
     return JSONResponse(
         {
@@ -114,6 +116,7 @@ async def list_message_batches(request: Request) -> Response:
             "has_more": len(found) > limit,
             "first_id": data[0]["id"] if data else None,
             "last_id": data[-1]["id"] if data else None,
+            **missing_shards(missing),
         }
     )
 
@@ -122,7 +125,7 @@ async def cancel_message_batch(request: Request) -> Response:
     """Serve `POST /v1/messages/batches/{batch_id}/cancel`."""
     backend, key = await _caller(request, "submit")
     batch = await _batch(request, backend, key)
-    await backend.run(batch_calls.cancel(batch.id))
+    await (await backend.shards.of_batch(batch.id)).run(batch_calls.cancel(batch.id))
     backend.run_later(backend.client.cancel_batch(batch.id))
     return JSONResponse(await _object(backend, await _batch(request, backend, key)))
 
@@ -140,8 +143,8 @@ async def delete_message_batch(request: Request) -> Response:
     backend, key = await _caller(request, "submit")
     batch = await _batch(request, backend, key)
     _check_ended(batch)
-    after = -1
-    while page := await backend.read(batch_page(batch.id, after)):
+    after, store = -1, await backend.shards.of_batch(batch.id)
+    while page := await store.read(batch_page(batch.id, after)):
         for _, job_id in page:
             try:
                 await backend.client.forget(job_id)
@@ -154,7 +157,7 @@ async def delete_message_batch(request: Request) -> Response:
         pipeline.zrem(keys.BATCHES, batch.id)
         pipeline.zrem(keys.BATCHES_DUE, batch.id)
 
-    await backend.read(Read(queue, list, is_atomic=True))
+    await store.read(Read(queue, list, is_atomic=True))
     await asyncio.to_thread(backend.files.delete, batch.details["input_file_id"])
     return JSONResponse({"id": message_batch_id(batch.id), "type": "message_batch_deleted"})
 
@@ -196,9 +199,9 @@ async def _object(backend: Backend, batch: GatewayBatch) -> dict[str, Any]:
     """Return Anthropic's object; only if jobs have failed are their states looked at."""
     states = Counter[JobState]()
     if batch.status.request_counts.failed:
-        after = -1
-        while page := await backend.read(batch_page(batch.id, after)):
-            found = await backend.read(reads.job_states([job_id for _, job_id in page]))
+        after, store = -1, await backend.shards.of_batch(batch.id)
+        while page := await store.read(batch_page(batch.id, after)):
+            found = await store.read(reads.job_states([job_id for _, job_id in page]))
             states.update(state for state in found if state is not None)
             after = page[-1][0]
     return batch_object(batch, states)
@@ -206,10 +209,10 @@ async def _object(backend: Backend, batch: GatewayBatch) -> dict[str, Any]:
 
 async def _results(backend: Backend, batch_id: str) -> AsyncIterator[bytes]:
     """Yield the result of each request, in the order of the requests."""
-    after = -1
-    while page := await backend.read(batch_page(batch_id, after)):
+    after, store = -1, await backend.shards.of_batch(batch_id)
+    while page := await store.read(batch_page(batch_id, after)):
         for start in range(0, len(page), MAX_ENDS_AT_ONCE):
-            entries = await backend.read(batch_entries(page[start : start + MAX_ENDS_AT_ONCE]))
+            entries = await store.read(batch_entries(page[start : start + MAX_ENDS_AT_ONCE]))
             yield await asyncio.to_thread(_render, entries)
         after = page[-1][0]
 

@@ -12,6 +12,7 @@ from starlette.responses import JSONResponse, Response
 from .backend import Backend
 from .caller import identify, require_scope, unknown_model
 from .middleware import is_anthropic
+from .shard_stores import missing_shards
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,14 +29,15 @@ class _Listed:
 async def list_models(request: Request) -> Response:
     """Serve `GET /v1/models`."""
     models = await _visible(request)
+    backend: Backend = request.app.state.backend
+    missing = missing_shards(backend.unknown_shards)
     if not is_anthropic(request):
-        backend: Backend = request.app.state.backend
         listed = [_openai(backend, each) for each in models.values()]
-        return JSONResponse({"object": "list", "data": listed})
+        return JSONResponse({"object": "list", "data": listed} | missing)
     data = [_anthropic(each.name, each.since) for each in models.values()]
     edges = (data[0]["id"], data[-1]["id"]) if data else (None, None)
     return JSONResponse(
-        {"data": data, "has_more": False, "first_id": edges[0], "last_id": edges[1]}
+        {"data": data, "has_more": False, "first_id": edges[0], "last_id": edges[1]} | missing
     )
 
 

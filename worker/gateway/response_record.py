@@ -127,7 +127,8 @@ async def load_response(backend: Backend, key: ApiKey, name: str) -> StoredRespo
         ApiError: there is none, or it belongs to another tenant.
     """
     job_id = job_id_of(name)
-    (found,) = await backend.read(stored_responses([job_id]))
+    store = await backend.shards.of_job(job_id)
+    (found,) = await store.read(stored_responses([job_id]))
     if found is None or found.tenant != key.tenant:
         raise not_found("response", name)
     return found

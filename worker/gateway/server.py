@@ -12,6 +12,7 @@ import uvicorn
 from batchmill.producer.protocol import keys
 from batchmill.producer.store.api_keys import store_given_key
 from batchmill.producer.store.broker_errors import broker_errors
+from batchmill.producer.store.every_shard import JobStores
 from batchmill.producer.store.job_store import JobStore
 from batchmill.worker.service_errors import GatewayFailed
 
@@ -101,11 +102,24 @@ class _Server(uvicorn.Server):
 def _has_keys(settings: GatewaySettings) -> bool:
     """Store the key of the settings, and return whether there is any key."""
     assert settings.broker_url is not None
-    store = JobStore.from_url(settings.broker_url)
+    secret = settings.gateway_api_key
+
+    def look(store: JobStore) -> bool:
+        if secret is not None:
+            store_given_key(store, secret.get_secret_value())
+        return bool(store.client.exists(keys.API_KEYS))
+
+    stores = JobStores.from_url(
+        settings.broker_url, timeout_s=settings.broker_timeout_s, part_limit_s=None
+    )
     try:
         with broker_errors(settings.broker_url):
-            if settings.gateway_api_key is not None:
-                store_given_key(store, settings.gateway_api_key.get_secret_value())
-            return bool(store.client.exists(keys.API_KEYS))
+            shards = stores.look()
+            found = shards.each(look)
+            if not found:
+                shards.check()
     finally:
-        store.close()
+        stores.close()
+    if shards.missing:
+        _log.warning("shards_away", shards=list(shards.missing))
+    return any(found)

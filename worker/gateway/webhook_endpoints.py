@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, TypeVar
 
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from batchmill.producer.errors import ReceiverRefused
+from batchmill.producer.errors import BrokerUnavailable, ReceiverRefused
+from batchmill.producer.protocol.calls.call import Read
 from batchmill.producer.store import receivers
 from batchmill.producer.store.api_keys import ApiKey
 from batchmill.producer.store.receivers import EVENT_TYPES, MAX_RECEIVERS, Receiver
@@ -21,7 +22,9 @@ from .caller import identify, require_scope
 from .completion_request import read_flag
 from .files import page, page_limit
 from .request_body import read_json
+from .shard_stores import Work
 
+Value = TypeVar("Value")
 _FIELDS = ("name", "url", "event_types")
 
 
@@ -39,8 +42,10 @@ async def create_endpoint(request: Request) -> Response:
         raise invalid(f"{missing[0]} is missing", missing[0])
     policy = backend.settings.target_policy
     receiver, secret = _checked(lambda: receivers.make_receiver(**fields, policy=policy))
-    value = receivers.new_secret_value(secret)
-    if not await backend.run(receivers.create_receiver(key.tenant, receiver, value)):
+    call = receivers.create_receiver(key.tenant, receiver, receivers.new_secret_value(secret))
+    if not all(await _everywhere(backend, lambda store: store.run_confirmed(call))):
+        undo = receivers.delete_receiver(key.tenant, receiver.id)
+        await _everywhere(backend, lambda store: store.read(undo))
         raise ApiError(
             400,
             f"the tenant has {MAX_RECEIVERS} webhook endpoints, which is the limit; delete one",
@@ -54,14 +59,16 @@ async def list_endpoints(request: Request) -> Response:
     backend, key = await _caller(request)
     query = request.query_params
     limit = page_limit(query.get("limit"), MAX_RECEIVERS, 100)
-    found = await backend.read(receivers.load_receivers(key.tenant))
+    load = receivers.load_receivers(key.tenant)
+    parts = await backend.shards.each(lambda store: store.read(load))
+    found = receivers.joined_receivers(parts.values)
     if (after := query.get("after")) is not None:
         ids = [receiver.id for receiver in found]
         if after not in ids:
             raise invalid("after must be the id of a webhook endpoint in the list", "after")
         found = found[ids.index(after) + 1 :]
     data = [receiver.model_dump(mode="json") for receiver in found[:limit]]
-    return JSONResponse(page(data, has_more=len(found) > limit))
+    return JSONResponse(page(data, has_more=len(found) > limit, missing=parts.missing))
 
 
 async def get_endpoint(request: Request) -> Response:
@@ -78,7 +85,8 @@ async def update_endpoint(request: Request) -> Response:
     changes = await _read_fields(request, backend)
     policy = backend.settings.target_policy
     changed = _checked(lambda: receivers.changed_receiver(receiver, changes, policy))
-    await backend.read(receivers.put_receiver(key.tenant, changed))
+    put = receivers.put_receiver(key.tenant, changed)
+    await _everywhere(backend, lambda store: store.read(put))
     return JSONResponse(changed.model_dump(mode="json"))
 
 
@@ -86,7 +94,8 @@ async def delete_endpoint(request: Request) -> Response:
     """Serve `DELETE /v1/webhook_endpoints/{endpoint_id}`."""
     backend, key = await _caller(request)
     receiver, _ = await _find(request, backend, key)
-    await backend.read(receivers.delete_receiver(key.tenant, receiver.id))
+    delete = receivers.delete_receiver(key.tenant, receiver.id)
+    await _everywhere(backend, lambda store: store.read(delete))
     kind = "webhook_endpoint.deleted"
     return JSONResponse({"id": receiver.id, "object": kind, "deleted": True})
 
@@ -100,7 +109,8 @@ async def rotate_secret(request: Request) -> Response:
     _refuse_unknown(fields, ())
     overlap_s = receivers.OVERLAP_S if keeps_old else 0
     changed, secret, value = receivers.rotated(receiver, secrets, overlap_s=overlap_s)
-    await backend.run(receivers.put_secrets(key.tenant, changed, value))
+    call = receivers.put_secrets(key.tenant, changed, value)
+    await _everywhere(backend, lambda store: store.run_confirmed(call))
     return JSONResponse({**changed.model_dump(mode="json"), "signing_secret": secret})
 
 
@@ -143,10 +153,33 @@ async def _caller(request: Request) -> tuple[Backend, ApiKey]:
 
 async def _find(request: Request, backend: Backend, key: ApiKey) -> tuple[Receiver, str]:
     receiver_id = request.path_params["endpoint_id"][:200]
-    found = await backend.read(receivers.find_receiver(key.tenant, receiver_id))
-    if found is None:
-        raise not_found("webhook endpoint", receiver_id)
-    return found
+    read = receivers.find_receiver(key.tenant, receiver_id)
+    found, away = await backend.shards.first(lambda store: store.read(read))
+    if found is not None:
+        return found
+    if away:
+        told = f"shard {', '.join(away)} does not reply, and no other one has the endpoint"
+        raise BrokerUnavailable(told).of_shards(away)
+    raise not_found("webhook endpoint", receiver_id)
+
+
+async def _everywhere(backend: Backend, work: Work[Value]) -> list[Value]:
+    """Change an endpoint in all shards: each sends the events of its own jobs.
+
+    Raises:
+        ApiError: a shard does not reply; nothing was changed, unless it went away just now.
+    """
+    ping = Read(lambda pipeline: pipeline.ping(), list)
+    away = (await backend.shards.each(lambda store: store.read(ping))).missing
+    if away:
+        raise ApiError(
+            503,
+            "webhook endpoints are kept in every shard, and they can be changed once shard "
+            f"{' and '.join(away)} replies",
+            code="broker_unavailable",
+            headers={"retry-after": "5"},
+        )
+    return await backend.shards.all(work)
 
 
 async def _read_fields(request: Request, backend: Backend) -> dict[str, Any]:

@@ -24,19 +24,23 @@ class Health:
 Probe: TypeAlias = Callable[[], Health]
 
 
-def redis_probe(*clients: Redis) -> Probe:
+def redis_probe(*clients: Redis, needs_all: bool = True) -> Probe:
     """Return the probe of a service that is ready if Redis, or every shard, replies.
+
+    Without `needs_all`, one shard that replies is enough.
 
     The process lives, because it replies to the probe. Probes may come from several threads at
     once; each takes a connection of the client's pool.
     """
 
     def probe() -> Health:
-        try:
-            for client in clients:
+        problems = list[str]()
+        for client in clients:
+            try:
                 client.ping()
-        except (RedisError, OSError) as error:
-            return Health(None, f"Redis does not reply: {type(error).__name__}")
-        return Health(None, None)
+            except (RedisError, OSError) as error:
+                problems.append(f"Redis does not reply: {type(error).__name__}")
+        is_ready = not problems or (not needs_all and len(problems) < len(clients))
+        return Health(None, None if is_ready else problems[0])
 
     return probe

@@ -140,7 +140,7 @@ def test_one_failed_sample_does_not_end_the_history(
     monkeypatch.setattr(recorder, "_record", fail_once)
     monkeypatch.setattr(recorder, "_TRY_S", 0.01)
     asyncio.run(run())
-    assert site.store.read(load_history(10))
+    assert site.stores.at("").read(load_history(10))
     site.close()
 
 

@@ -66,9 +66,18 @@ class Readiness(Health):
     """The broker replies."""
 
     models: list[str]
+    missing_shards: list[str] | None = None
+    """Shards that do not reply; left out without any."""
 
 
-class Page(Object, Generic[Item]):
+class Listing(Object):
+    """A list of what several brokers have."""
+
+    missing_shards: list[str] | None = None
+    """Shards that do not reply, so that what they have is missing; left out without any."""
+
+
+class Page(Listing, Generic[Item]):
     """A page of a list of OpenAI's API."""
 
     object: Literal["list"]
@@ -96,7 +105,7 @@ class Model(Object):
     """Kinds of job that its workers serve: `generate`, `embed`, `score` …"""
 
 
-class Models(Object):
+class Models(Listing):
     """All models."""
 
     object: Literal["list"]
@@ -112,7 +121,7 @@ class AnthropicModel(Object):
     created_at: str
 
 
-class AnthropicPage(Object, Generic[Item]):
+class AnthropicPage(Listing, Generic[Item]):
     """A page of a list of Anthropic's API."""
 
     data: list[Item]
