@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,9 @@ class MediaFamily:
     class_name: str
     #: Field of its configuration that has the id of the placeholder.
     placeholder_field: str
+    #: What its decoder's `rope_parameters` must say, and what they say if nothing is written.
+    rope: Mapping[str, Any] = field(default_factory=dict)
+    rope_defaults: Mapping[str, Any] = field(default_factory=dict)
 
     def load(
         self,
@@ -56,6 +59,10 @@ class MediaFamily:
         text = dict(values["text_config"])
         kind = text.get("model_type")
         text["architectures"] = [_DECODERS.get(str(kind), f"decoder of kind {kind!r}")]
+        if self.rope:
+            text["rope_parameters"] = {**self.rope_defaults, **text["rope_parameters"], **self.rope}
+        if text.get("layer_types") is None:
+            text["layer_types"] = ["full_attention"] * int(text["num_hidden_layers"])
         return text if tied is None else {**text, "tie_word_embeddings": tied}
 
 
@@ -63,9 +70,21 @@ class MediaFamily:
 _DECODERS: Mapping[str, str] = {
     "llama": "LlamaForCausalLM",
     "mistral": "MistralForCausalLM",
+    "qwen2_vl_text": "Qwen2ForCausalLM",
+    "qwen2_5_vl_text": "Qwen2ForCausalLM",
     "qwen3": "Qwen3ForCausalLM",
+    "qwen3_vl_text": "Qwen3ForCausalLM",
 }
 _IDEFICS3 = MediaFamily("image", ".idefics3", "Idefics3Media", "image_token_id")
+
+_QWEN2_VL = MediaFamily(
+    "image",
+    ".qwen_vl",
+    "QwenVLMedia",
+    "image_token_id",
+    rope={"mrope_interleaved": False},
+    rope_defaults={"mrope_section": [16, 24, 24]},
+)
 
 #: By Hugging Face class name.
 MEDIA_FAMILIES: Mapping[str, MediaFamily] = {
@@ -76,6 +95,13 @@ MEDIA_FAMILIES: Mapping[str, MediaFamily] = {
     ),
     "Qwen3ASRForConditionalGeneration": MediaFamily(
         "audio", ".qwen3_asr", "Qwen3AsrMedia", "audio_token_id"
+    ),
+    "Qwen2VLForConditionalGeneration": _QWEN2_VL,
+    "Qwen2_5_VLForConditionalGeneration": _QWEN2_VL,
+    "Qwen3VLForConditionalGeneration": replace(
+        _QWEN2_VL,
+        rope={"mrope_interleaved": True},
+        rope_defaults={"mrope_section": [24, 20, 20]},
     ),
 }
 

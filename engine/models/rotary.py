@@ -55,7 +55,7 @@ def cos_sin(
         turns = positions[:, None].float()
     else:
         assert axes is not None, "positions on several axes need the axis of each pair"
-        turns = positions.float().index_select(0, axes).T
+        turns = positions.float().T.contiguous().index_select(1, axes)
     angles = turns * frequencies
     if attention_factor == 1.0:
         return angles.cos(), angles.sin()
@@ -65,12 +65,16 @@ def cos_sin(
 def axis_of_pairs(rope: RopeConfig, num_pairs: int) -> Tensor:
     """Return the axis by which each pair turns, [num_pairs] int64: 0 time, 1 row, 2 column.
 
+    Raises:
+        ValueError: the sections do not cover all pairs.
+
     Source: Wang et al. 2024, "Qwen2-VL", section 2.1; interleaved as in Bai et al. 2025,
     "Qwen3-VL Technical Report".
     """
     if not rope.interleaves_grid:
         axes = torch.arange(3).repeat_interleave(torch.tensor(rope.grid_sections))
-        assert len(axes) == num_pairs, "the sections cover all rotated pairs"
+        if len(axes) != num_pairs:
+            raise ValueError(f"mrope_section has {len(axes)} pairs in all, a head has {num_pairs}")
         return axes
     pairs = torch.arange(num_pairs)
     ends = torch.tensor(rope.grid_sections)[pairs % 3] * 3

@@ -21,10 +21,16 @@ from transformers import (
     Idefics3ForConditionalGeneration,
     Idefics3Processor,
     PreTrainedModel,
+    Qwen2_5_VLConfig,
+    Qwen2_5_VLForConditionalGeneration,
+    Qwen2VLConfig,
+    Qwen2VLForConditionalGeneration,
     Qwen3ASRConfig,
     Qwen3ASRFeatureExtractor,
     Qwen3ASRForConditionalGeneration,
     Qwen3ASRProcessor,
+    Qwen3VLConfig,
+    Qwen3VLForConditionalGeneration,
     SmolVLMConfig,
     SmolVLMForConditionalGeneration,
     VoxtralConfig,
@@ -32,6 +38,7 @@ from transformers import (
     WhisperFeatureExtractor,
 )
 from transformers.models.idefics3.image_processing_pil_idefics3 import Idefics3ImageProcessorPil
+from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
 from batchmill.engine.contract.media import Audio, Image, Media
 
@@ -244,6 +251,83 @@ def save_qwen3_asr(folder: Path) -> TinyMediaModel:
     return TinyMediaModel(folder, _evaluated(model), written, _sound, process)
 
 
+def save_qwen_vl(folder: Path, classes: tuple[Any, Any], vision: dict[str, Any]) -> TinyMediaModel:
+    """Save a tiny vision model of Qwen, whose features are 8 pixels wide."""
+    written = "<|vision_start|><|image_pad|><|vision_end|>"
+    tokens = ["<|image_pad|>", "<|video_pad|>", "<|vision_start|>", "<|vision_end|>"]
+    save_byte_tokenizer(folder, tokens, _TEMPLATE % written)
+    torch.manual_seed(0)
+    rope = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [2, 1, 1]}
+    config = classes[0](
+        vision_config={
+            "patch_size": 4,
+            "spatial_merge_size": 2,
+            "temporal_patch_size": 2,
+            "num_heads": 2,
+            **vision,
+        },
+        text_config={**TEXT, "rope_parameters": rope},
+        image_token_id=257,
+        video_token_id=258,
+        vision_start_token_id=259,
+        vision_end_token_id=260,
+        tie_word_embeddings=False,
+    )
+    model = classes[1](config)
+    _spread(model)
+    model.save_pretrained(folder)
+    images = Qwen2VLImageProcessorPil(
+        size={"shortest_edge": 256, "longest_edge": 2560}, patch_size=4, merge_size=2
+    )
+    images.save_pretrained(folder)
+    tokenizer: Any = AutoTokenizer.from_pretrained(folder)
+
+    def process(text: str, media: Sequence[Media]) -> dict[str, Any]:
+        pictures: dict[str, Any] = {}
+        if media:
+            pictures = dict(images(list(map(pil, media)), return_tensors="pt"))
+        for grid in pictures.get("image_grid_thw", ()):
+            text = text.replace("<|image_pad|>", "<A>" * (int(grid.prod()) // 4), 1)
+        text = text.replace("<A>", "<|image_pad|>")
+        inputs = dict(tokenizer(text, add_special_tokens=False, return_tensors="pt"))
+        types = (inputs["input_ids"] == 257).int()
+        return {**inputs, **pictures, "mm_token_type_ids": types}
+
+    return TinyMediaModel(folder, _evaluated(model), written, _picture, process)
+
+
+def save_qwen2_vl(folder: Path) -> TinyMediaModel:
+    """Save a tiny Qwen2-VL."""
+    vision = {"depth": 2, "embed_dim": 32, "hidden_size": 32, "mlp_ratio": 2}
+    return save_qwen_vl(folder, (Qwen2VLConfig, Qwen2VLForConditionalGeneration), vision)
+
+
+def save_qwen2_5_vl(folder: Path) -> TinyMediaModel:
+    """Save a tiny Qwen2.5-VL, one layer of which attends in windows."""
+    vision = {
+        "depth": 2,
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "out_hidden_size": 32,
+        "window_size": 16,
+        "fullatt_block_indexes": [1],
+    }
+    return save_qwen_vl(folder, (Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration), vision)
+
+
+def save_qwen3_vl(folder: Path) -> TinyMediaModel:
+    """Save a tiny Qwen3-VL, with features for two layers of its decoder."""
+    vision = {
+        "depth": 3,
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "out_hidden_size": 32,
+        "num_position_embeddings": 64,
+        "deepstack_visual_indexes": [0, 1],
+    }
+    return save_qwen_vl(folder, (Qwen3VLConfig, Qwen3VLForConditionalGeneration), vision)
+
+
 def _picture(seed: int, size: int) -> Image:
     return image(seed, *((40, 30), (30, 40), (90, 50))[size])
 
@@ -279,4 +363,7 @@ SAVERS: dict[str, Callable[[Path], TinyMediaModel]] = {
     "smolvlm": lambda folder: save_idefics3(folder, smol=True),
     "voxtral": save_voxtral,
     "qwen3-asr": save_qwen3_asr,
+    "qwen2-vl": save_qwen2_vl,
+    "qwen2.5-vl": save_qwen2_5_vl,
+    "qwen3-vl": save_qwen3_vl,
 }
