@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import threading
 from collections.abc import Iterable, Mapping
 from functools import partial
 from typing import Any, Final
@@ -67,11 +68,15 @@ class ObjectStore:
         """Write objects.
 
         Raises:
-            PayloadUnreachable: one could not be written in time. Some may have been written.
+            PayloadUnreachable: one could not be written in time. Some may have been written; one
+                that is written later than that is deleted again, because a sweep may have looked
+                for it before.
         """
-        calls = [partial(self._write, name, content) for name, content in objects.items()]
+        given_up = threading.Event()
+        calls = [partial(self._write, name, content, given_up) for name, content in objects.items()]
         for name, outcome in zip(objects, self._calls.run(calls, self.timeout_s), strict=True):
             if isinstance(outcome, Exception):
+                given_up.set()
                 raise _unreachable("written", name, outcome) from None
 
     def read(self, references: Iterable[Reference]) -> dict[str, bytes | BatchmillError]:
@@ -92,6 +97,22 @@ class ObjectStore:
         outcomes = zip(names, self._calls.run(calls, self.timeout_s), strict=True)
         return [name for name, outcome in outcomes if not isinstance(outcome, Exception)]
 
+    def names(self) -> list[str]:
+        """Return the names of everything at the place, objects or not. May take long.
+
+        Raises:
+            PayloadUnreachable: the place cannot be listed.
+        """
+        try:
+            found = self._system.ls(self._root, detail=False)
+        except FileNotFoundError:
+            return []  # nothing was written yet
+        except Exception as error:
+            raise PayloadUnreachable(
+                f"the store of {VARIABLE} could not be listed ({type(error).__name__})"
+            ) from None
+        return [str(path).rstrip("/").rpartition("/")[2] for path in found]
+
     def probe(self) -> None:
         """Write, read and delete a small object.
 
@@ -110,11 +131,13 @@ class ObjectStore:
 
     # On the threads of `_calls`.
 
-    def _write(self, name: str, content: bytes) -> None:
+    def _write(self, name: str, content: bytes, given_up: threading.Event) -> None:
         # Every time: an operator may have emptied the place. Buckets have no folders to make.
         self._system.makedirs(self._root, exist_ok=True)
         with self._system.open(self._path(name), "wb") as handle:
             handle.write(content)
+        if given_up.is_set():
+            self._delete(name)
 
     def _read(self, reference: Reference) -> bytes:
         with self._system.open(self._path(reference.name), "rb") as handle:

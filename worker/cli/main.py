@@ -36,6 +36,7 @@ from .manage_jobs import add_manage_job_commands
 from .metrics import add_metrics_command
 from .panels import arrange_in_panels
 from .pauses import add_pause_commands
+from .payloads import add_payload_commands
 from .progress import add_progress_command
 from .result import add_result_commands
 from .shards import add_shard_commands
@@ -83,6 +84,7 @@ _COMMANDS = (
     add_tenant_commands,
     add_key_commands,
     add_encryption_commands,
+    add_payload_commands,
     add_usage_command,
     add_shard_commands,
     add_watermark_commands,

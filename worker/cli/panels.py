@@ -15,8 +15,8 @@ _PANELS = {
     "Webhooks": ("webhooks", "webhook-secret"),
     "Run services": ("worker", "deliver", "gateway", "flower", "metrics", "healthcheck", "config"),
     "Operate": (
-        *("top", "pause", "resume", "tenants", "keys", "encryption", "usage", "watermark"),
-        *("lora", "dead-letters", "shards"),
+        *("top", "pause", "resume", "tenants", "keys", "encryption", "usage"),
+        *("watermark", "lora", "dead-letters", "payloads", "shards"),
     ),
     "Measure and test": ("bench",),
 }

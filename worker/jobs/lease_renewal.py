@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from batchmill.producer.protocol.replies import WriteStatus
 from batchmill.producer.store.job_store import JobStore
@@ -26,6 +26,7 @@ class LeaseRenewal:
         *,
         lease_s: float,
         is_engine_stuck: Callable[[], bool],
+        jobs_being_written: Callable[[], Sequence[ActiveJob]] = tuple,
     ) -> None:
         """Bind to the jobs and their store.
 
@@ -34,24 +35,34 @@ class LeaseRenewal:
             jobs: the active jobs.
             lease_s: length of a lease, seconds.
             is_engine_stuck: whether the engine is about to be killed.
+            jobs_being_written: Returns jobs that have left the engine, and whose results wait for
+                the object store.
         """
         self._store = store
         self._jobs = jobs
         self._lease_s = lease_s
         self._is_engine_stuck = is_engine_stuck
+        self._jobs_being_written = jobs_being_written
         self._renewed_at = time.monotonic()
 
     def renew_if_due(self) -> list[tuple[ActiveJob, WriteStatus]]:
         """Renew the leases of all active jobs, if it is time and the engine is not stuck.
 
+        Those of jobs whose results are being written are renewed with them, and are not in the
+        reply: their ends are on their way, and are refused if they come too late.
+
         Raises:
             redis.exceptions.RedisError: Redis did not reply, or refused; call again.
         """
         now = time.monotonic()
-        if now - self._renewed_at < self._lease_s / 3 or self._is_engine_stuck():
+        if now - self._renewed_at < self._lease_s / 3:
             return []
-        jobs = self._jobs.snapshot()
-        lease_ms = int(self._lease_s * 1000)
-        statuses = self._store.renew([job.held for job in jobs], lease_ms=lease_ms)
-        self._renewed_at = now
-        return list(zip(jobs, statuses, strict=True))
+        is_stuck = self._is_engine_stuck()
+        jobs = [] if is_stuck else self._jobs.snapshot()
+        held = [job.held for job in (*jobs, *self._jobs_being_written())]
+        if is_stuck and not held:
+            return []
+        statuses = self._store.renew(held, lease_ms=int(self._lease_s * 1000))
+        if not is_stuck:  # otherwise all are due as soon as it moves again
+            self._renewed_at = now
+        return list(zip(jobs, statuses, strict=False))

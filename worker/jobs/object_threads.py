@@ -20,19 +20,34 @@ _log = structlog.stdlib.get_logger("batchmill.object_threads")
 #: Jobs of a worker whose objects are read or written at once. The gate closes when so many
 #: documents are being read.
 NUM_THREADS = 4
+#: Results that wait to be written, at which the worker claims no further job.
+MAX_WAITING_RESULTS = 8 * NUM_THREADS
 
 
 class ObjectThreads:
     """A few threads that read documents and write results. Idle without an object store.
 
-    A job is in no table meanwhile, and its lease is not renewed: `payload_timeout_s` is a part of
-    it. If it runs out all the same, another worker has the job, and the later writes are fenced.
+    While a document is read, its job is in no table, and its lease is not renewed:
+    `payload_timeout_s` is a part of it. Results may have to wait for others, so the leases of their
+    jobs are renewed (`jobs_being_written`). That ends by itself: each write has a limit of time,
+    and the gate is closed while many wait. If a lease runs out all the same, another worker has the
+    job, and the later writes are fenced.
     """
 
-    def __init__(self, store: JobStore, meter: JobMeter) -> None:
-        """Bind to the store of records, which has the object store, without starting a thread."""
+    def __init__(
+        self, store: JobStore, meter: JobMeter, *, on_room: Callable[[], None] = lambda: None
+    ) -> None:
+        """Bind to the parts around it, without starting a thread.
+
+        Args:
+            store: of records, which has the object store.
+            meter: counts objects.
+            on_room: called from any thread when few results wait again.
+        """
         self._store = store
         self._meter = meter
+        self._on_room = on_room
+        self._writing: list[ActiveJob] = []
         self._queue: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self._lock = threading.Lock()
         self._num_reading = 0
@@ -40,8 +55,13 @@ class ObjectThreads:
 
     @property
     def is_full(self) -> bool:
-        """Whether every thread may be reading a document."""
-        return self._num_reading >= NUM_THREADS
+        """Whether every thread may be reading a document, or many results wait to be written."""
+        return self._num_reading >= NUM_THREADS or len(self._writing) >= MAX_WAITING_RESULTS
+
+    def jobs_being_written(self) -> list[ActiveJob]:
+        """Return the jobs whose results are not written yet."""
+        with self._lock:
+            return list(self._writing)
 
     def read_document(self, job: ActiveJob, take: Callable[[bytes | BatchmillError], None]) -> None:
         """Read the document of a claimed job, and pass it on, or why it cannot be read."""
@@ -67,7 +87,21 @@ class ObjectThreads:
         if objects is None or len(end.result or "") * 4 <= objects.threshold_bytes:
             take(job, end)  # shorter than the threshold whatever its characters are
             return
-        self._put(lambda: take(job, self._written(job, end)))
+
+        def write() -> None:
+            try:
+                take(job, self._written(job, end))
+            finally:
+                with self._lock:
+                    was_full = self.is_full
+                    self._writing.remove(job)
+                    has_room = was_full and not self.is_full
+                if has_room:
+                    self._on_room()
+
+        with self._lock:
+            self._writing.append(job)
+        self._put(write)
 
     def _read(self, job: ActiveJob) -> bytes | BatchmillError:
         place = Place(job.claim.job_id, "doc")

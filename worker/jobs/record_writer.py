@@ -67,6 +67,7 @@ class RecordWriter:
         settle: Callable[[ActiveJob, Outcome], None],
         on_fatal: Callable[[str], None],
         note_lag: Callable[[float], None] = lambda lag_s: None,
+        jobs_being_written: Callable[[], Sequence[ActiveJob]] = tuple,
     ) -> None:
         """Bind to the parts around it.
 
@@ -80,6 +81,7 @@ class RecordWriter:
             settle: takes each job once, after its last write.
             on_fatal: called if the thread fails, because then no job would ever end.
             note_lag: takes the age of the oldest token of each checkpoint, seconds.
+            jobs_being_written: Returns jobs whose results wait for the object store.
         """
         self._store = store
         self._jobs = jobs
@@ -98,7 +100,11 @@ class RecordWriter:
             note_lag=note_lag,
         )
         self._leases = LeaseRenewal(
-            store, jobs, lease_s=config.lease_s, is_engine_stuck=is_engine_stuck
+            store,
+            jobs,
+            lease_s=config.lease_s,
+            is_engine_stuck=is_engine_stuck,
+            jobs_being_written=jobs_being_written,
         )
         self._messages: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._ends = EndWriter(store, settle)

@@ -129,8 +129,8 @@ class WorkerRuntime:
         self.jobs = ActiveJobs(self.link.send)
         self._saved = SavedOutput(self.link.send)
         self.reporter = OutcomeReporter(settings.finisher_threads)
+        self._objects = ObjectThreads(store, self.metrics.jobs, on_room=on_room)
         self.writer = self._make_writer()
-        self._objects = ObjectThreads(store, self.metrics.jobs)
         self._media = media_threads(settings, store, self.link)
         self._prefixes = HeldPrefixes(
             is_on=settings.prefix_claims and settings.engine_config.enable_prefix_caching
@@ -372,6 +372,7 @@ class WorkerRuntime:
             settle=self._settle,
             on_fatal=self._on_fatal,
             note_lag=self.metrics.jobs.checkpoint_lag.observe,
+            jobs_being_written=self._objects.jobs_being_written,
         )
 
     def _make_claimer(self, traces: JobTraces) -> JobClaimer:

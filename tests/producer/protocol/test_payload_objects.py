@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 import time
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from redis import Redis
 
 from batchmill.producer import (
     AsyncClient,
@@ -42,10 +44,12 @@ from batchmill.producer.settings import ProducerSettings
 from batchmill.producer.store.ended_jobs import ended_jobs
 from batchmill.producer.store.job_output import StreamReader
 from batchmill.producer.store.job_store import JobStore
+from batchmill.producer.store.payload_check import PayloadCounts, check_payloads
 from batchmill.worker.jobs import payload_sweep
 from batchmill.worker.jobs.payload_sweep import PayloadSweep
 from batchmill.worker.metrics.worker_meter import JobMeter
 
+from ...conftest import RedisServer
 from ..conftest import Bench
 
 DOCUMENT = '{"prompt":"' + "CANARY prompt " * 100 + '"}'
@@ -330,6 +334,91 @@ def test_a_store_that_hangs_ends_in_time_and_blocks_no_later_call_for_long(folde
         with pytest.raises(PayloadUnreachable, match="took too long") as caught:
             objects.write({"j.doc.x": b"x"})
         assert caught.value.retryable
+
+
+class LateSystem:
+    """A file system that writes when it is told to, and notes what it deletes."""
+
+    def __init__(self, system: Any) -> None:
+        self._system = system
+        self.may_write, self.deleted = threading.Event(), threading.Event()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._system, name)
+
+    def open(self, path: str, mode: str) -> Any:
+        assert self.may_write.wait(60)
+        return self._system.open(path, mode)
+
+    def rm_file(self, path: str) -> None:
+        self._system.rm_file(path)
+        self.deleted.set()
+
+
+def test_an_object_that_is_written_after_its_call_gave_up_is_deleted_again(folder: Path) -> None:
+    objects = object_store(folder, timeout_s=0.05)
+    late = objects._system = LateSystem(objects._system)
+    name = Reference.to(b"x", "j", "doc", None).name
+    with pytest.raises(PayloadUnreachable):
+        objects.write({name: b"x"})
+    late.may_write.set()
+    assert late.deleted.wait(60)
+    assert names_in(folder) == []
+
+
+def test_a_lost_index_is_found_again_for_living_records(large: Bench, folder: Path) -> None:
+    large.submit("waiting", document=DOCUMENT)
+    complete(large, large.started("ended", document=DOCUMENT))
+    before = set(large.redis.zrange(keys.PAYLOADS, 0, -1))
+    large.redis.delete(keys.PAYLOADS)
+    for _ in range(4):
+        large.redis.hdel(keys.REPAIR, "page_at_ms")
+        large.store.sweep(repair_interval_ms=1)
+    assert set(large.redis.zrange(keys.PAYLOADS, 0, -1)) == before
+    assert large.redis.zrangebyscore(keys.PAYLOADS, "-inf", time.time() * 1000) == []
+    for job_id in ("waiting", "ended"):
+        large.store.cancel(job_id)
+        large.store.run(job_calls.forget(job_id))
+    sweep_now(large)
+    assert names_in(folder) == []
+
+
+def test_the_check_finds_what_redis_has_lost_and_notes_it_again(large: Bench, folder: Path) -> None:
+    assert large.store.objects is not None
+    assert check_payloads(large.store.objects, [large.store], repairs=True) == PayloadCounts()
+    large.submit("known", document=DOCUMENT)
+    large.submit("lost", document=DOCUMENT)
+    orphan = Reference.to(b"x", "gone", "result", None).name
+    large.store.objects.write({orphan: b"x"})
+    (folder / "of another program").write_text("x")
+    (lost,) = [name for name in names_in(folder) if name.startswith("lost.")]
+    large.redis.zrem(keys.PAYLOADS, lost)
+
+    found = check_payloads(large.store.objects, [large.store], repairs=False)
+    assert found == PayloadCounts(noted=1, lost=1, orphaned=1, foreign=1)
+    assert check_payloads(large.store.objects, [large.store], repairs=True).repaired == 2
+    now = check_payloads(large.store.objects, [large.store], repairs=False)
+    assert now == PayloadCounts(noted=3, foreign=1)
+    sweep(large)
+    assert orphan not in names_in(folder)
+    assert {lost, "of another program"} <= set(names_in(folder))
+
+
+def test_the_check_looks_at_every_shard(
+    large: Bench, folder: Path, private_redis_server: RedisServer
+) -> None:
+    objects = large.store.objects
+    assert objects is not None
+    other = Redis.from_url(private_redis_server.url)
+    second = Bench(JobStore(other, key_ring=large.store.key_ring, objects=objects))
+    large.submit("first", document=DOCUMENT)
+    second.submit("second", document=DOCUMENT)
+    for redis in (large.redis, other):
+        redis.delete(keys.PAYLOADS)
+    stores = [large.store, second.store]
+    assert check_payloads(objects, stores, repairs=True).lost == 2
+    assert [redis.zcard(keys.PAYLOADS) for redis in (large.redis, other)] == [1, 1]
+    other.close()
 
 
 def test_nothing_is_stored_if_the_store_cannot_be_written(bench: Bench, tmp_path: Path) -> None:

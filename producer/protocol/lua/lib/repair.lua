@@ -1,6 +1,7 @@
 -- Repairing what deleting keys by hand, or an eviction, has torn apart: a job that is in none of the places where its
 -- state says it must be, and index entries whose record is gone.
--- @include announce, fair_share, finish, foreign_keys, guard, idempotency, index, keys, pauses, queues, record
+-- @include announce, fair_share, finish, foreign_keys, guard, idempotency, index, keys, pauses, payloads, queues
+-- @include record
 
 local PAGE_INTERVAL_MS = 1000 -- between two pages of repair, of all workers together
 local SCANNED_KEYS = 200 -- of the whole store, per page
@@ -63,6 +64,15 @@ local function repair_queued_job(id, job, now)
   end
 end
 
+-- Note the objects that a job refers to, if the index of objects was lost: nothing else would ever delete them.
+local function repair_payloads(id, now)
+  local values = redis.call('HMGET', job_key(id), 'doc', 'result')
+  for _, value in ipairs({ values[1] or '', values[2] or '' }) do
+    local name = split_reference(value)
+    if name then add_entry(PAYLOADS, 'NX', now + PAYLOAD_CHECK_MS, name) end
+  end
+end
+
 -- `index_state` is that of the index in which the job was found, if it was found in one.
 local function repair_valid_job(id, job, index_state, now)
   local at_ms, indexes = job.enqueued_at_ms or now, label_indexes(job)
@@ -73,6 +83,7 @@ local function repair_valid_job(id, job, index_state, now)
     indexes[#indexes + 1] = state_index_key(job.state)
   end
   for _, index in ipairs(indexes) do add_entry(index, 'NX', at_ms, id) end
+  if job.payloads then repair_payloads(id, now) end
   if TERMINAL[job.state] then
     local ttl_ms = redis.call('PTTL', job_key(id))
     if ttl_ms == -1 then
