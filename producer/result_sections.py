@@ -161,7 +161,11 @@ class Uncertainty(BaseModel):
     """Further samples, at temperature 1."""
 
     groups: list[SampleGroup]
-    """Samples that differ only in case, white space and punctuation at their ends."""
+    """Samples that say the same."""
+
+    match: Literal["exact", "embedding"] = "exact"
+    """What is the same: texts that differ only in case, white space and punctuation at their ends,
+    or those whose embeddings are as near as the job's `explain_similarity`."""
 
     entropy: float
     """Entropy over the groups, in nats."""

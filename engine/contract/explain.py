@@ -18,6 +18,8 @@ MAX_ATTRIBUTION_PROMPTS: Final = 76
 NUM_SAMPLES: Final = 8
 NUM_FORKS: Final = 3
 NUM_FORK_TOKENS: Final = 32
+#: Tokens around a text whose meaning is compared (`engine/plans/explain/meaning.py`), at most.
+NUM_FRAME_TOKENS: Final = 32
 
 
 class Explained(Protocol):
@@ -26,6 +28,10 @@ class Explained(Protocol):
     @property
     def explain(self) -> list[Part]:
         """The parts asked for."""
+
+    @property
+    def explain_similarity(self) -> float | None:
+        """Cosine from which texts mean the same."""
 
     @property
     def n(self) -> int:
@@ -50,6 +56,11 @@ def check_explained(job: Explained) -> None:
     Raises:
         ContractError: it cannot.
     """
+    if job.explain_similarity is not None and "uncertainty" not in job.explain:
+        raise ContractError(
+            "explain_similarity is for the samples of uncertainty: add it to explain, or leave it "
+            "out"
+        )
     if not job.explain:
         return
     if len(set(job.explain)) < len(job.explain):
@@ -67,7 +78,13 @@ def check_explained(job: Explained) -> None:
         )
 
 
-def most_tokens(parts: Sequence[Any], num_prompt_tokens: int, num_output_tokens: int) -> int:
+def most_tokens(
+    parts: Sequence[Any],
+    num_prompt_tokens: int,
+    num_output_tokens: int,
+    *,
+    compares_meaning: bool = False,
+) -> int:
     """Return the tokens that explanations take at most, besides the job's own.
 
     Cached beginnings of prompts count: how much of them is shared is known only afterwards.
@@ -78,4 +95,6 @@ def most_tokens(parts: Sequence[Any], num_prompt_tokens: int, num_output_tokens:
         "alternatives": NUM_FORKS * (both + NUM_FORK_TOKENS),
         "uncertainty": NUM_SAMPLES * both,
     }
+    if compares_meaning:
+        costs["uncertainty"] += (NUM_SAMPLES + 1) * (num_output_tokens + NUM_FRAME_TOKENS)
     return sum(costs.get(part, 0) for part in parts)

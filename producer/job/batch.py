@@ -15,8 +15,8 @@ from batchmill.producer.moments import moment
 from batchmill.producer.protocol.used_tokens import Amounts, read_amounts
 
 from . import limits
-from .document import IdempotencyKey, Metadata, SecretName, TenantName, WebhookUrl
 from .field_checks import STRICT, check_num_parts
+from .field_types import IdempotencyKey, Metadata, SecretName, TenantName, WebhookUrl
 from .validation import rejected_error
 
 _CONFIG = ConfigDict(

@@ -5,8 +5,6 @@ from __future__ import annotations
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
-    AfterValidator,
-    AwareDatetime,
     BeforeValidator,
     Field,
     WithJsonSchema,
@@ -26,134 +24,29 @@ from batchmill.engine.contract.limits import (
 from batchmill.engine.contract.reasoning import check_budget
 from batchmill.engine.contract.selection import SELECT
 from batchmill.engine.contract.unsupported import UNSUPPORTED_FIELDS
-from batchmill.producer.protocol import keys
 from batchmill.producer.tracing.traceparent import read_traceparent
-from batchmill.producer.webhook.target import split_url
 
 from . import limits
 from .chat import ChatFields
 from .controls import SamplingControls
 from .decision import Decision
-from .field_checks import (
-    Text,
-    check_num_parts,
-    check_utf8,
-    integral,
-    optional,
-    validation_error,
+from .field_checks import Text, check_num_parts, integral, optional, validation_error
+from .field_types import (
+    AdapterName,
+    IdempotencyKey,
+    Metadata,
+    ModelName,
+    Moment,
+    SecretName,
+    Tags,
+    TenantName,
+    WebhookUrl,
 )
 from .kinds import KindSection
 from .pooled import Embedding, Scoring
 from .prompt import PromptInput, check_prompt
 from .retry import RetryPolicy
 from .selection import Selection
-
-
-def _check_webhook(url: str) -> str:
-    """Check a webhook URL's form; `prepare` checks it against what the operator allows."""
-    split_url(url)
-    return url
-
-
-def _check_secret_name(name: str) -> str:
-    if name.startswith("whsec_"):
-        raise ValueError("is a secret; give its name in the operator's settings")
-    if not keys.is_secret_name(name):
-        raise ValueError("must be 1 to 64 letters, digits, _ and -")
-    return name
-
-
-def _check_tenant(name: str) -> str:
-    if not keys.is_tenant_name(name):
-        raise ValueError("must be 1 to 64 letters, digits, _ . and -")
-    return name
-
-
-def _check_adapter(name: str) -> str:
-    if not keys.is_adapter_name(name):
-        raise ValueError("must be 1 to 64 letters, digits, _ . and -")
-    return name
-
-
-def _check_model(name: str) -> str:
-    keys.queue_name(name, "normal")
-    return name
-
-
-def _check_idempotency_key(key: str) -> str:
-    if not (key.isascii() and key.isprintable()):
-        raise ValueError("must be printable ASCII")
-    return key
-
-
-def check_tag(tag: str) -> str:
-    """Return a tag that a job can have.
-
-    Raises:
-        ValueError: it is empty, too long, or has a comma or an unprintable character.
-    """
-    if not 1 <= len(tag) <= limits.MAX_TAG_CHARS:
-        raise ValueError(f"a tag has {len(tag)} characters; use 1 to {limits.MAX_TAG_CHARS}")
-    if "," in tag or not tag.isprintable():
-        raise ValueError("a tag has a comma or an unprintable character; use neither")
-    return tag
-
-
-def _check_tags(tags: list[str]) -> list[str]:
-    if len(set(tags)) != len(tags):
-        raise ValueError("has a tag twice; give each once")
-    return tags
-
-
-def _check_metadata(metadata: dict[str, str]) -> dict[str, str]:
-    num_bytes = sum(len(key.encode()) + len(value.encode()) for key, value in metadata.items())
-    if num_bytes > limits.MAX_METADATA_BYTES:
-        raise ValueError(
-            f"has {num_bytes} bytes, the limit is {limits.MAX_METADATA_BYTES}; "
-            "keep the rest on your side, under the job's id"
-        )
-    return metadata
-
-
-def _check_metadata_value(value: Any) -> Any:
-    if not isinstance(value, str):
-        raise ValueError(
-            f"is of the type {type(value).__name__}, but must be text, as it comes back; convert "
-            "it with str() or json.dumps()"
-        )
-    return value
-
-
-#: A date and time with a time zone, as text; or seconds of unix time.
-Moment = Annotated[
-    AwareDatetime,
-    Field(strict=False),
-    WithJsonSchema({"anyOf": [{"format": "date-time", "type": "string"}, {"type": "number"}]}),
-]
-MetadataKey = Annotated[
-    str, Field(min_length=1, max_length=limits.MAX_METADATA_KEY_CHARS), AfterValidator(check_utf8)
-]
-
-
-#: Receives signed POSTs. https, unless the operator allows http.
-WebhookUrl = Annotated[str, Field(max_length=limits.MAX_URL_CHARS), AfterValidator(_check_webhook)]
-#: Name of one of the operator's secrets.
-SecretName = Annotated[str, AfterValidator(_check_secret_name)]
-IdempotencyKey = Annotated[
-    str,
-    Field(min_length=1, max_length=limits.MAX_IDEMPOTENCY_KEY_CHARS),
-    AfterValidator(_check_idempotency_key),
-]
-TenantName = Annotated[
-    str,
-    AfterValidator(_check_tenant),
-    Field(json_schema_extra={"pattern": keys.TENANT_PATTERN}),
-]
-Metadata = Annotated[
-    dict[MetadataKey, Annotated[Text, BeforeValidator(_check_metadata_value)]],
-    Field(max_length=limits.MAX_METADATA_PAIRS),
-    AfterValidator(_check_metadata),
-]
 
 #: Fields that have a use only in a job that generates.
 _GENERATION_FIELDS = (*SamplingControls.model_fields, *ChatFields.model_fields)
@@ -173,7 +66,7 @@ class GenerationJob(ChatFields, SamplingControls):
         pydantic.ValidationError: a field is wrong; `Client.submit` turns it into `JobRejected`.
     """
 
-    model: Annotated[str, AfterValidator(_check_model)] | None = None
+    model: ModelName | None = None
     """Name under which workers serve the model. If it is missing, that of the client's settings."""
 
     prompt: (
@@ -197,14 +90,7 @@ class GenerationJob(ChatFields, SamplingControls):
     """Texts to score, alone or against a query. Give it instead of `prompt` and `messages`;
     docs/embeddings.md says how."""
 
-    lora: (
-        Annotated[
-            str,
-            AfterValidator(_check_adapter),
-            Field(json_schema_extra={"pattern": keys.TENANT_PATTERN}),
-        ]
-        | None
-    ) = optional(None)
+    lora: AdapterName | None = optional(None)
     """Name of a LoRA adapter of the model, which the operator has added. Submit resolves it to a
     version, so that all of the job is computed with the same weights."""
 
@@ -219,6 +105,10 @@ class GenerationJob(ChatFields, SamplingControls):
     )
     """What to explain about the output: `confidence` of each token, `alternatives` at the least
     certain places, `attribution` to the parts of the input, `uncertainty` over further samples."""
+
+    explain_similarity: float | None = optional(None, ge=0, le=1)
+    """Of `uncertainty`: cosine of two embeddings from which texts count as the same. If it is
+    missing, they must be equal but for case, white space and punctuation at their ends."""
 
     priority: Literal["high", "normal", "low"] = "normal"
     """Which jobs of a model run first: all waiting `high` ones before `normal` ones, and these
@@ -252,11 +142,7 @@ class GenerationJob(ChatFields, SamplingControls):
     """Your own data about the job, as texts by name. Returned with its result and in its
     webhook."""
 
-    tags: Annotated[
-        list[Annotated[str, AfterValidator(check_tag)]],
-        Field(max_length=limits.MAX_TAGS),  # before what looks at each: a list may be endless
-        AfterValidator(_check_tags),
-    ] = Field(default_factory=list)
+    tags: Tags = Field(default_factory=list)
     """Labels by which to find, count, cancel and forget jobs."""
 
     ttl_s: float | None = Field(default=None, gt=0, le=limits.MAX_TTL_S)
@@ -359,7 +245,8 @@ class GenerationJob(ChatFields, SamplingControls):
         if self.section is not None:
             return self.section_name, self.section.model_dump()
         if self.explain:
-            return explanation.EXPLAIN, {"parts": list(self.explain)}
+            fields = {"parts": list(self.explain), "similarity": self.explain_similarity}
+            return explanation.EXPLAIN, fields
         if self.select is not None and self.select.question is not None:
             return SELECT, {"question": self.select.question.model_dump()}
         return None, {}

@@ -94,6 +94,10 @@ class JobFields(OtherNames, total=False):
     least certain places, `attribution` to the parts of the input, `uncertainty` over further
     samples."""
 
+    explain_similarity: float | None
+    """Of `uncertainty`: cosine of two embeddings from which texts count as the same. If it is
+    missing, they must be equal but for case, white space and punctuation at their ends."""
+
     priority: Literal["high", "normal", "low"] | None
     """Which jobs of a model run first: all waiting `high` ones before `normal` ones, and
     these before `low` ones."""

@@ -10,7 +10,7 @@ from datetime import datetime
 from typing import Final, Self, TypedDict, Unpack
 
 from batchmill.producer.errors import InvalidQuery
-from batchmill.producer.job.document import check_tag
+from batchmill.producer.job.field_types import check_tag
 from batchmill.producer.protocol import keys
 from batchmill.producer.protocol.calls import index as index_calls
 from batchmill.producer.protocol.calls.call import Argument, Call

@@ -123,7 +123,12 @@ def explanation_tokens(job: GenerationJob) -> int:
 
     Shared ones count: how many there are is known only afterwards.
     """
-    return most_tokens(job.explain, _estimated_prompt_tokens(job), _most_output_tokens(job))
+    return most_tokens(
+        job.explain,
+        _estimated_prompt_tokens(job),
+        _most_output_tokens(job),
+        compares_meaning=job.explain_similarity is not None,
+    )
 
 
 def _most_output_tokens(job: GenerationJob) -> int:

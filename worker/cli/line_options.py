@@ -103,6 +103,13 @@ class LineOptions:
             rich_help_panel=_LINES,
         ),
     ] = None
+    explain_similarity: Annotated[
+        float | None,
+        typer.Option(
+            help="With --explain uncertainty, the cosine from which two texts count as the same.",
+            rich_help_panel=_LINES,
+        ),
+    ] = None
     priority: Annotated[
         str | None, typer.Option(help="high, normal or low. \\[low]", rich_help_panel=_LINES)
     ] = None
@@ -175,6 +182,7 @@ class LineOptions:
             "negative_prompt": self.negative_prompt,
             "select": self.select and parse_json_option("--select", self.select),
             "explain": parse_parts(self.explain),
+            "explain_similarity": self.explain_similarity,
             "priority": self.priority or priority,
             "tenant": self.tenant,
         }
@@ -209,7 +217,7 @@ class LineOptions:
         Raises:
             CommandError: one of them cannot be a tag.
         """
-        from batchmill.producer.job.document import check_tag
+        from batchmill.producer.job.field_types import check_tag
 
         labels = tuple(dict.fromkeys(self.tag or ()))
         for label in labels:

@@ -146,6 +146,13 @@ _Explain = Annotated[
     str | None,
     typer.Option(metavar="PARTS", help=EXPLAIN_HELP, rich_help_panel=_GENERATION),
 ]
+_ExplainSimilarity = Annotated[
+    float | None,
+    typer.Option(
+        help="With --explain uncertainty, the cosine from which two texts count as the same.",
+        rich_help_panel=_GENERATION,
+    ),
+]
 _Param = Annotated[
     list[str] | None,
     typer.Option(
@@ -235,6 +242,7 @@ def submit(
     negative_prompt: _NegativePrompt = None,
     select: _Select = None,
     explain: _Explain = None,
+    explain_similarity: _ExplainSimilarity = None,
     param: _Param = None,
     priority: _Priority = None,
     tenant: _Tenant = None,
@@ -270,6 +278,7 @@ def submit(
         "negative_prompt": negative_prompt,
         "select": None if select is None else parse_json_option("--select", select),
         "explain": parse_parts(explain),
+        "explain_similarity": explain_similarity,
         "priority": priority,
         "tenant": tenant,
         "webhook": webhook,

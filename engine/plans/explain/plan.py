@@ -12,6 +12,7 @@ from batchmill.engine.request.outputs import RequestOutput
 from .alternatives import alternative, fork_request, least_certain
 from .attribution import attribution
 from .confidence import NUM_TOP, token_facts
+from .meaning import check_can_compare, meanings
 from .uncertainty import sample_requests, uncertainty
 
 Part = Generator[Sequence[PlannedRequest], Sequence[RequestOutput], Any]
@@ -22,6 +23,8 @@ def explain_plan(job: PlannedJob) -> Plan:
     assert job.params is not None
     assert job.prompt is not None
     parts = job.section["parts"]
+    if job.section.get("similarity") is not None:
+        check_can_compare(job)
     params = replace(job.params, logprobs=max(job.params.logprobs or 0, NUM_TOP), entropy=True)
     (output,) = yield [PlannedRequest(job.prompt, params, is_output=True)]
     counts = PlanCounts()
@@ -42,7 +45,11 @@ def _sections(job: PlannedJob, output: RequestOutput, parts: Collection[str]) ->
         section["attribution"] = yield from attribution(job, _answer(output))
     if "uncertainty" in parts:
         outputs = yield sample_requests(job, job.params)
-        section["uncertainty"] = uncertainty(output.text, [each.text for each in outputs])
+        texts, similarity = [each.text for each in outputs], job.section.get("similarity")
+        groups = None
+        if similarity is not None:
+            groups = yield from meanings([output.text, *texts], similarity)
+        section["uncertainty"] = uncertainty(output.text, texts, groups)
     return section
 
 

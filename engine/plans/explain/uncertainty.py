@@ -1,11 +1,11 @@
-"""How much further samples of a prompt differ: groups of equal texts, and their entropy."""
+"""How much further samples of a prompt differ: groups of texts, and their entropy."""
 
 from __future__ import annotations
 
 import math
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Final
 
@@ -30,21 +30,35 @@ def sample_requests(job: PlannedJob, params: SamplingParams) -> list[PlannedRequ
     ]
 
 
-def uncertainty(own_text: str, texts: Sequence[str]) -> dict[str, Any]:
+def uncertainty(
+    own_text: str, texts: Sequence[str], meanings: Mapping[str, str] | None = None
+) -> dict[str, Any]:
     """Return the groups of texts that say the same, the largest first.
 
-    Texts are the same if they differ only in case, white space and punctuation at their ends.
+    Args:
+        own_text: The output.
+        texts: The samples.
+        meanings: Of each normal form of the texts, the one that stands for its group; None if each
+            is a group of its own.
     """
-    counts = Counter(map(_normal, texts))
-    examples = {_normal(text): text for text in reversed(texts)}
+    keys = [_group_of(text, meanings) for text in texts]
+    counts = Counter(keys)
+    examples = dict(zip(reversed(keys), reversed(texts), strict=True))
     shares = [count / len(texts) for count in counts.values()]
     return {
         "num_samples": len(texts),
         "groups": [{"text": examples[key], "count": count} for key, count in counts.most_common()],
         "entropy": -sum(share * math.log(share) for share in shares),
-        "agreement": counts[_normal(own_text)] / len(texts),
+        "agreement": counts[_group_of(own_text, meanings)] / len(texts),
+        "match": "exact" if meanings is None else "embedding",
     }
 
 
-def _normal(text: str) -> str:
+def normal(text: str) -> str:
+    """Return a text without what makes no difference: case, white space, and marks at its ends."""
     return re.sub(r"\s+", " ", text).strip().strip(".!?,;: ").casefold()
+
+
+def _group_of(text: str, meanings: Mapping[str, str] | None) -> str:
+    key = normal(text)
+    return key if meanings is None else meanings[key]

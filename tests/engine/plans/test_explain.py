@@ -29,11 +29,13 @@ def explain(
     prompt: Prompt = PROMPT,
     params: SamplingParams = GREEDY,
     parts: list[str] | None = None,
+    similarity: float | None = None,
     **options: Any,
 ) -> PlanEnd:
     """Return the end of an explained job."""
     runner = PlanRunner(engine)
-    job = PlannedJob(engine, {"parts": parts or ALL}, prompt, params)
+    section = {"parts": parts or ALL, "similarity": similarity}
+    job = PlannedJob(engine, section, prompt, params)
     runner.add("job", explain_plan(job), JobOptions(**options))
     while engine.has_unfinished():
         for output in engine.step():
@@ -237,3 +239,31 @@ def test_samples_that_say_the_same_are_one_group() -> None:
     ]
     assert found["agreement"] == 0.75
     assert found["entropy"] == pytest.approx(-(0.75 * math.log(0.75) + 0.25 * math.log(0.25)))
+
+
+def test_samples_are_grouped_by_the_distance_of_their_embeddings(byte_engine: MakeEngine) -> None:
+    params = SamplingParams(temperature=0, max_tokens=3, ignore_eos=True, seed=4)
+    engine = byte_engine()
+    found = {
+        each: section_of(explain(engine, PROMPT, params, ["uncertainty"], each))
+        for each in (None, 1.0, 0.9, -1.0)
+    }
+    groups = {each: section["uncertainty"]["groups"] for each, section in found.items()}
+    sizes = {each: len(of_one) for each, of_one in groups.items()}
+    assert sizes[None] == sizes[1.0] > 1
+    assert sizes[1.0] >= sizes[0.9] >= sizes[-1.0] == 1
+    assert {sum(group["count"] for group in each) for each in groups.values()} == {8}
+    assert found[-1.0]["uncertainty"]["agreement"] == 1
+    assert found[-1.0]["uncertainty"]["match"] == "embedding"
+    assert found[None]["uncertainty"]["match"] == "exact"
+    assert found[1.0]["usage"]["num_requests"] > found[None]["usage"]["num_requests"] == 8
+
+
+def test_texts_of_one_meaning_are_one_group() -> None:
+    meanings = {"paris": "paris", "it is paris": "paris", "lyon": "lyon"}
+    found = uncertainty("It is Paris.", ["Lyon", "Paris", "it is Paris"], meanings)
+    assert [(each["text"], each["count"]) for each in found["groups"]] == [
+        ("Paris", 2),
+        ("Lyon", 1),
+    ]
+    assert found["agreement"] == pytest.approx(2 / 3)

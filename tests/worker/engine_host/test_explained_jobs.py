@@ -74,7 +74,7 @@ def test_the_output_is_that_of_a_plain_job_and_is_resumed_like_one(loaded: Loade
     page = explanation_page(result)
     assert "What else it could have said" in page
     assert "<script" not in page
-    assert "http" not in page
+    assert "://" not in page
 
 
 @pytest.mark.parametrize(
@@ -84,6 +84,9 @@ def test_the_output_is_that_of_a_plain_job_and_is_resumed_like_one(loaded: Loade
         ({"echo": True}, "leave echo out"),
         ({"explain": ["confidence", "confidence"]}, "names a part twice"),
         ({"explain": ["everything"]}, "explain"),
+        ({"explain_similarity": 0.9}, "for the samples of uncertainty"),
+        ({"explain": ["uncertainty"], "explain_similarity": 2.0}, "explain_similarity"),
+        ({"explain": ["attribution"], "truncate_prompt_tokens": 9}, "truncate_prompt_tokens out"),
     ],
 )
 def test_what_cannot_be_explained_is_refused(fields: dict[str, Any], message: str) -> None:
