@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from batchmill.producer.errors import BulkFileError, JobRejected
@@ -63,6 +63,21 @@ def check_template(source: RecordFile, settings: LineSettings) -> None:
         raise BulkFileError(
             f"the template asks for {', '.join(missing)}; {source.path} has the columns {shown}"
         )
+
+
+def with_media(source: RecordFile, settings: LineSettings) -> LineSettings:
+    """Return the settings for an input: where its pictures are, and which columns name them.
+
+    Raises:
+        BulkFileError: pictures are asked for without a chat.
+    """
+    prompts = []
+    for prompt in settings.prompts:
+        media = {**prompt.media, **source.media_columns}
+        if media and not prompt.is_chat:
+            raise BulkFileError("pictures and sounds need a chat: add --chat to the template")
+        prompts.append(replace(prompt, media=media, folder=source.folder))
+    return replace(settings, prompts=tuple(prompts))
 
 
 def read_lines(record: Record, settings: LineSettings) -> Iterator[BulkLine]:

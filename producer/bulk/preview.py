@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from batchmill.producer.job.messages import Message, TextPart
 from batchmill.producer.settings import ProducerSettings
 from batchmill.producer.store.submission import explanation_tokens
 
-from .lines import check_template, read_lines
+from .lines import check_template, read_lines, with_media
 from .options import BulkOptions
 from .usage import Tokens
 
@@ -92,6 +92,7 @@ def preview(options: BulkOptions, settings: ProducerSettings, tokenizer: Path | 
         BulkFileError: the input or the template cannot be used.
     """
     source = RecordFile(options.input_path, options.reading)
+    options = replace(options, lines=with_media(source, options.lines))
     check_template(source, options.lines)
     counter = TokenCounter(tokenizer, options.lines.model or settings.model)
     found = Preview(source.format, source.columns, source.notes, counter.description)

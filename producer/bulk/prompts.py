@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Protocol
 
 from batchmill.producer.errors import BulkFileError
 from batchmill.producer.job.line import LineKind
+from batchmill.producer.job.media_files import media_part
 
 from .jinja_template import JinjaTemplate
 from .template import PromptTemplate
@@ -68,6 +70,11 @@ class Prompt:
     decision: Mapping[str, Any] | None = None
     #: Whether the filled template is embedded, instead of being a prompt.
     embeds: bool = False
+    #: Columns with a file or a URL of a picture or a sound, and its kind: they stand before the
+    #: text of the last message of the user.
+    media: Mapping[str, str] = field(default_factory=dict)
+    #: What relative paths are relative to; None is the current folder.
+    folder: Path | None = None
 
     @property
     def is_chat(self) -> bool:
@@ -77,7 +84,8 @@ class Prompt:
     @property
     def columns(self) -> list[str]:
         """The columns that it uses, each once."""
-        return list(dict.fromkeys(name for _, part in self.messages for name in part.columns))
+        used = (name for _, part in self.messages for name in part.columns)
+        return list(dict.fromkeys((*used, *self.media)))
 
     def fields(self, row: Mapping[str, Any]) -> tuple[LineKind, dict[str, Any]]:
         """Return the shape of the result, and the fields of the job.
@@ -95,12 +103,33 @@ class Prompt:
         if role is None:
             return LineKind.TEXT, {"prompt": template.fill(row)}
         filled = [(role, part.fill(row)) for role, part in self.messages]
-        messages = [
+        messages: list[dict[str, Any]] = [
             {"role": role, "content": content} for role, content in filled if content.strip()
         ]
+        if self.media:
+            messages = self._with_media(messages, row)
         if not messages:
             raise ValueError("every message of the template is empty for this row")
         return LineKind.CHAT, {"messages": messages}
+
+    def _with_media(self, messages: list[dict[str, Any]], row: Mapping[str, Any]) -> Any:
+        """Put the pictures and sounds of a row before the text of the last message of the user."""
+        parts: list[Any] = []
+        for column, kind in self.media.items():
+            source = row.get(column)
+            if source is None or source == "":
+                continue
+            try:
+                parts.append(media_part(str(source), kind, self.folder))
+            except (OSError, ValueError) as error:
+                raise ValueError(f"the {kind} of the column {column}: {error}") from None
+        last = messages[-1] if messages and messages[-1]["role"] == "user" else None
+        if last is None:
+            return [*messages, {"role": "user", "content": parts}] if parts else messages
+        return [
+            *messages[:-1],
+            {"role": "user", "content": [*parts, {"type": "text", "text": last["content"]}]},
+        ]
 
     def _state(self, row: Mapping[str, Any]) -> str | list[dict[str, str]]:
         role, template = self.messages[0]

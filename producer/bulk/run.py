@@ -11,6 +11,7 @@ import hashlib
 import json
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from itertools import islice
 from typing import Any
 
@@ -24,7 +25,7 @@ from batchmill.producer.store.shards import Shards
 from .batch import BulkBatch
 from .in_flight import InFlight
 from .journal import Journal
-from .lines import check_template, read_line
+from .lines import check_template, read_line, with_media
 from .options import BulkCounts, BulkOptions
 from .output import DoneLines
 from .prefix_order import with_prefixes_adjacent
@@ -66,6 +67,8 @@ class BulkRun:
         options = self._options
         _check_paths(options)
         source = RecordFile(options.input_path, options.reading)
+        options = replace(options, lines=with_media(source, options.lines))
+        self._options = options
         check_template(source, options.lines)
         for text in source.notes:
             on_note(f"note: {text}")
@@ -173,6 +176,7 @@ def run_identity(options: BulkOptions, digest: str, settings: ProducerSettings) 
         ("reading", options.reading.content),
         ("ignored", sorted(lines.ignored)),
         ("tags", lines.tags),
+        ("media", [dict(prompt.media) for prompt in lines.prompts if prompt.media]),
         ("embeds", any(prompt.embeds for prompt in lines.prompts)),
     )
     # Left out if empty: keeps the identity of runs from before they existed.

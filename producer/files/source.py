@@ -14,6 +14,7 @@ from .excel_rows import ExcelReader
 from .json_array import JsonArrayReader
 from .json_lines import JsonLinesReader
 from .parquet_rows import ParquetReader
+from .picture_folder import PATH_COLUMN, FolderReader
 from .record import InputOptions, Reader, Record
 from .text_encoding import given_encoding, marked_encoding
 
@@ -55,15 +56,21 @@ class RecordFile:
         Raises:
             BulkFileError: it cannot be read, is of no known format, or damaged.
         """
+        options = options or InputOptions()
+        self.path = path
+        if path.is_dir():
+            self._reader: Reader = FolderReader(path)
+            self.format = "folder"
+            self.notes = self._reader.notes
+            self.num_records = self._reader.count()
+            return
         if not path.is_file():
             raise BulkFileError(
-                f"{path} is not a file; give a file, or - for standard input, which bulk saves to "
-                "a temporary file because it reads its input twice"
+                f"{path} is not a file; give a file or a folder, or - for standard input, which "
+                "bulk saves to a temporary file because it reads its input twice"
                 if path.exists()
                 else f"{path} does not exist"
             )
-        options = options or InputOptions()
-        self.path = path
         self.format = _format_of(path, options)
         self._reader = _reader_of(path, self.format, options)
         #: What was guessed about the file, in sentences.
@@ -79,6 +86,17 @@ class RecordFile:
     def columns(self) -> list[str] | None:
         """The columns of a table; None if each record has its own fields."""
         return self._reader.columns()
+
+    @property
+    def folder(self) -> Path:
+        """What relative paths in the records are relative to."""
+        return self.path if self.format == "folder" else self.path.parent
+
+    @property
+    def media_columns(self) -> dict[str, str]:
+        """Columns that name a picture or a sound by themselves, with its kind."""
+        reader = self._reader
+        return {PATH_COLUMN: reader.kind} if isinstance(reader, FolderReader) else {}
 
     @property
     def csv_delimiter(self) -> str | None:
@@ -102,6 +120,8 @@ class RecordFile:
         Raises:
             BulkFileError: it cannot be read.
         """
+        if isinstance(self._reader, FolderReader):
+            return self._reader.digest()
         digest = hashlib.sha256()
         try:
             with self.path.open("rb") as file:

@@ -16,7 +16,7 @@ from pydantic import AfterValidator, BaseModel, Field, PrivateAttr
 from pydantic_core import PydanticCustomError
 
 from batchmill.engine.contract.limits import MAX_MEDIA_BYTES
-from batchmill.producer.protocol.media import ID_PATTERN, is_media_id, media_id
+from batchmill.producer.protocol.media import ID_PATTERN, MediaFile, is_media_id, media_id
 from batchmill.producer.webhook.target import ForbiddenTarget, split_url
 
 from .field_checks import STRICT
@@ -64,11 +64,11 @@ class MediaPart(BaseModel):
     url: str | None = Field(default=None, exclude_if=lambda value: value is None, repr=False)
     """An https URL, from which a worker fetches it."""
 
-    _content: bytes | None = PrivateAttr(default=None)
+    _content: bytes | MediaFile | None = PrivateAttr(default=None)
 
     @property
-    def content(self) -> bytes | None:
-        """What came inside the part; None if it is stored already, or at a URL."""
+    def content(self) -> bytes | MediaFile | None:
+        """What came with the part; None if it is stored already, or at a URL."""
         return self._content
 
 
@@ -159,6 +159,13 @@ def _decoded(text: str, where: str) -> bytes:
         return base64.b64decode(text, validate=True)
     except (binascii.Error, ValueError):
         raise ValueError(f"{where} has content that is not base64") from None
+
+
+def part_of_file(file: MediaFile, kind: str, some_id: str) -> MediaPart:
+    """Return a part whose content stays in a file of the caller's until it is stored."""
+    part = MediaPart(type=_literal(kind), media=some_id)
+    part._content = file
+    return part
 
 
 def _inline(content: bytes, kind: str, where: str) -> MediaPart:

@@ -11,6 +11,7 @@ import hashlib
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Final
 
 from .content import Cipher, Content, Place
@@ -49,11 +50,39 @@ def media_names(cipher: Cipher, tenant: str, some_id: str) -> list[str]:
     return [name.rpartition(":")[2] for name in cipher.fingerprints(digest, tenant).split(",")]
 
 
+class MediaChanged(OSError):
+    """A file has other content than when its job was made."""
+
+
+@dataclass(frozen=True, slots=True)
+class MediaFile:
+    """Content that is read when it is stored: many jobs that wait do not hold it in memory."""
+
+    path: Path
+    num_bytes: int
+
+    def __len__(self) -> int:
+        return self.num_bytes
+
+    def read(self, some_id: str) -> bytes:
+        """Return the content.
+
+        Raises:
+            MediaChanged: it is not that of the id any more.
+            OSError: the file cannot be read.
+        """
+        with self.path.open("rb") as handle:
+            content = handle.read(self.num_bytes + 1)
+        if media_id(content) != some_id:
+            raise MediaChanged(f"{self.path} was changed after its job was made; run it again")
+        return content
+
+
 @dataclass(frozen=True, slots=True)
 class NewMedia:
     """The bytes of a picture or a sound, to be stored for a tenant."""
 
-    content: bytes
+    content: bytes | MediaFile
     id: str
     #: `image` or `audio`.
     kind: str
@@ -94,11 +123,14 @@ class MediaName:
 class MediaContent:
     """An argument that is the bytes of a medium, sealed for its name."""
 
-    content: bytes
+    content: bytes | MediaFile
     id: str
     tenant: str
 
     def resolved(self, cipher: Cipher) -> str | bytes:
         """Return the argument to send."""
         name = media_names(cipher, self.tenant, self.id)[0]
-        return Content(self.content, Place(name, FIELD)).resolved(cipher)
+        content = self.content
+        if isinstance(content, MediaFile):
+            content = content.read(self.id)
+        return Content(content, Place(name, FIELD)).resolved(cipher)

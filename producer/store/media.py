@@ -8,7 +8,7 @@ from batchmill.producer.errors import JobRejected, QueueFull
 from batchmill.producer.job.document import GenerationJob
 from batchmill.producer.job.media_format import FORMATS, kind_of
 from batchmill.producer.protocol import keys
-from batchmill.producer.protocol.media import NewMedia, media_id
+from batchmill.producer.protocol.media import MediaFile, NewMedia, media_id
 from batchmill.producer.protocol.replies import MediaStatus
 from batchmill.producer.settings import ProducerSettings
 from batchmill.producer.webhook.target import ForbiddenTarget, read_target
@@ -102,7 +102,7 @@ def _read_file(path: Path, settings: ProducerSettings) -> bytes:
         return handle.read(settings.max_media_bytes + 1)
 
 
-def _check_size(content: bytes, settings: ProducerSettings) -> None:
+def _check_size(content: bytes | MediaFile, settings: ProducerSettings) -> None:
     limit = settings.max_media_bytes
     if len(content) > limit:
         raise JobRejected(

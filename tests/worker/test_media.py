@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import io
 import json
 import signal
 import struct
@@ -12,20 +10,13 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from PIL import Image as PillowImage
 
-from batchmill.engine.contract.media import Image
 from batchmill.producer import Client, JobFailed, JobRejected
 from batchmill.producer.protocol import keys
 from batchmill.producer.protocol.media import media_id
 
+from ..support.pictures import data_url, decoded, png, rendered
 from .conftest import Mill, expected_tokens
-
-
-def png(color: str = "red", size: tuple[int, int] = (4, 3)) -> bytes:
-    target = io.BytesIO()
-    PillowImage.new("RGB", size, color).save(target, "PNG")
-    return target.getvalue()
 
 
 def large_png() -> bytes:
@@ -35,22 +26,8 @@ def large_png() -> bytes:
     return b"\x89PNG\r\n\x1a\n\0\0\0\r" + head + struct.pack(">I", zlib.crc32(head)) + data
 
 
-def decoded(color: str = "red", size: tuple[int, int] = (4, 3)) -> Image:
-    return Image(*size, PillowImage.new("RGB", size, color).tobytes())
-
-
 def ask(*parts: Any) -> list[dict[str, Any]]:
     return [{"role": "user", "content": [*parts, {"type": "text", "text": "What?"}]}]
-
-
-def data_url(content: bytes) -> str:
-    return f"data:image/png;base64,{base64.b64encode(content).decode()}"
-
-
-def rendered(*images: Image) -> str:
-    """Return the prompt as the stub engine renders it."""
-    parts = [*({"type": "image"} for _ in images), {"type": "text", "text": "What?"}]
-    return f"<user>{parts}" + "".join(f"<{each.content_digest().hex()}>" for each in images)
 
 
 @pytest.fixture

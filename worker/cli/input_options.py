@@ -130,6 +130,25 @@ class PromptOptions:
         typer.Option(metavar="TEXT", help="System message, with --chat.", rich_help_panel=_PROMPT),
     ] = None
 
+    image: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--image",
+            metavar="COLUMN",
+            help="A column with a file or an https URL of a picture, which stands before the text. "
+            "May be repeated. A folder of pictures needs none.",
+            rich_help_panel=_PROMPT,
+        ),
+    ] = None
+    audio: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--audio",
+            metavar="COLUMN",
+            help="The same for a sound.",
+            rich_help_panel=_PROMPT,
+        ),
+    ] = None
     prompt: Annotated[
         list[str] | None,
         typer.Option(
@@ -211,6 +230,14 @@ class PromptOptions:
                 "--chat, --system, --embed and --jinja need --template: request lines hold their "
                 "own messages"
             )
+        media = {
+            **dict.fromkeys(self.image or (), "image"),
+            **dict.fromkeys(self.audio or (), "audio"),
+        }
+        if media and not texts:
+            raise usage_error("--image and --audio need --template: request lines hold their own")
+        if media and (self.embed or self.decide is not None):
+            raise usage_error("--embed and --decide take text only: leave out --image and --audio")
         if self.system is not None and not self.chat:
             raise usage_error("--system needs --chat")
         decision = self._decision(has_several=len(texts) > 1)
@@ -225,6 +252,7 @@ class PromptOptions:
                     embeds=self.embed,
                 ),
                 decision=decision,
+                media=media,
             )
             for name, text in texts.items()
         )

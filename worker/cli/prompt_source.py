@@ -21,6 +21,8 @@ class PromptOptions:
     system: str | None
     #: True sends the text as a user message, False as it is; None means that neither is asked for.
     chat: bool | None
+    #: Kind, and file or URL, of each picture and sound before the text.
+    media: tuple[tuple[str, str], ...] = ()
 
     def fields(self) -> dict[str, Any]:
         """Return the job's `messages` or `prompt`. A text is a chat unless `chat` is False.
@@ -33,11 +35,27 @@ class PromptOptions:
             return {"messages": parse_json_option("--messages", self.messages)}
         if self.chat is False and self.system is not None:
             raise usage_error("--raw sends the prompt as it is: give --system without it")
+        if self.chat is False and self.media:
+            raise usage_error("--raw sends text alone: give --image and --audio without it")
         text = self._text()
         if self.chat is False:
             return {"prompt": text}
         system = [] if self.system is None else [{"role": "system", "content": self.system}]
-        return {"messages": [*system, {"role": "user", "content": text}]}
+        return {"messages": [*system, {"role": "user", "content": self._content(text)}]}
+
+    def _content(self, text: str) -> str | list[Any]:
+        """Return the text of the user's message, after its pictures and sounds."""
+        if not self.media:
+            return text
+        from batchmill.producer.job.media_files import media_part
+
+        parts: list[Any] = []
+        for kind, source in self.media:
+            try:
+                parts.append(media_part(source, kind))
+            except (OSError, ValueError) as error:
+                raise usage_error(f"--{kind} {source}: {_reason(error)}") from None
+        return [*parts, {"type": "text", "text": text}]
 
     def _check_whole_chat(self) -> None:
         if self.prompt is not None:
@@ -46,6 +64,8 @@ class PromptOptions:
             raise usage_error("give --system or --messages: the messages hold a system message too")
         if self.chat is False:
             raise usage_error("give either --raw or --messages: messages are a chat")
+        if self.media:
+            raise usage_error("give --image and --audio, or --messages: messages hold their own")
 
     def _text(self) -> str:
         if self.prompt is not None and self.prompt != "-":
@@ -64,3 +84,7 @@ class PromptOptions:
             ) from None
         # Editors and echo end a text with a newline, which is not meant as part of the prompt.
         return text.removesuffix("\n")
+
+
+def _reason(error: OSError | ValueError) -> str:
+    return (error.strerror or str(error)) if isinstance(error, OSError) else str(error)

@@ -57,6 +57,18 @@ _Chat = Annotated[
 _System = Annotated[
     str | None, typer.Option(metavar="TEXT", help="System message, before the prompt.")
 ]
+_Image = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--image",
+        metavar="FILE",
+        help="A picture before the prompt: a file, or an https URL. May be repeated.",
+    ),
+]
+_Audio = Annotated[
+    list[str] | None,
+    typer.Option("--audio", metavar="FILE", help="A sound before the prompt, in the same way."),
+]
 _Model = Annotated[str | None, typer.Option(help="Served model name.", rich_help_panel=_GENERATION)]
 _MaxTokens = Annotated[
     int | None,
@@ -227,6 +239,8 @@ def submit(
     system: _System = None,
     messages: _Messages = None,
     chat: _Chat = None,
+    image: _Image = None,
+    audio: _Audio = None,
     model: _Model = None,
     max_tokens: _MaxTokens = None,
     temperature: _Temperature = None,
@@ -290,7 +304,8 @@ def submit(
         "delay_s": delay_s,
         "retry": None if retry is None else parse_json_option("--retry", retry),
     }
-    text = PromptOptions(prompt, messages, system, chat)
+    media = (*(("image", each) for each in image or ()), *(("audio", each) for each in audio or ()))
+    text = PromptOptions(prompt, messages, system, chat, media)
     fields = _job_fields(options, text, param)
     how = _Following(wait=wait, stream=stream, timeout_s=timeout_s)
     _submit(fields, broker_url, how, as_json=as_json)

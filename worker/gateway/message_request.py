@@ -20,12 +20,15 @@ _WITHOUT_EFFECT = "cache_control"
 #: `citations`, which Anthropic's own messages have.
 _BLOCK_FIELDS = {
     "text": ("type", "text", "citations", _WITHOUT_EFFECT),
+    "image": ("type", "source", _WITHOUT_EFFECT),
     # Models think anew in each turn.
     "thinking": ("type", "thinking", "signature", _WITHOUT_EFFECT),
     "redacted_thinking": ("type", "data", _WITHOUT_EFFECT),
     "tool_use": ("type", "id", "name", "input", "caller", _WITHOUT_EFFECT),
     "tool_result": ("type", "tool_use_id", "content", "is_error", _WITHOUT_EFFECT),
 }
+#: The fields of each kind of source of a picture, that of its content first.
+_SOURCE_FIELDS = {"base64": ("data", "media_type"), "url": ("url",)}
 _THOUGHTS = ("thinking", "redacted_thinking")
 #: How much a model thinks whose thoughts have a budget, if its template takes an effort.
 _EFFORT_OF_BUDGET = "medium"
@@ -92,19 +95,19 @@ def _user(content: Any, where: str) -> list[dict[str, Any]]:
     """Return the results of tools in a message, and its text, as messages of their own."""
     blocks = _blocks(content, where)
     messages = []
-    texts = []
+    parts = []
     for place, block in blocks:
         if block["type"] == "tool_result":
             if not isinstance(block.get("tool_use_id"), str):
                 raise invalid(f"{place}.tool_use_id must be a text", f"{place}.tool_use_id")
-            result = _text(block.get("content") or "", f"{place}.content")
+            result = _content(block.get("content") or "", f"{place}.content")
             messages.append(
                 {"role": "tool", "tool_call_id": block["tool_use_id"], "content": result}
             )
         else:
-            texts.append(_block_text(block, place))
-    if texts or not messages:
-        messages.append({"role": "user", "content": "\n".join(texts)})
+            parts.append(_part(block, place))
+    if parts or not messages:
+        messages.append({"role": "user", "content": _joined(parts)})
     return messages
 
 
@@ -128,6 +131,37 @@ def _assistant(content: Any, where: str) -> dict[str, Any]:
     else:
         message["content"] = message["content"] or ""
     return message
+
+
+def _content(content: Any, where: str) -> str | list[dict[str, Any]]:
+    """Return the text of a content, or its parts if any of them is a picture."""
+    if isinstance(content, str):
+        return content
+    return _joined([_part(block, place) for place, block in _blocks(content, where)])
+
+
+def _joined(parts: list[dict[str, Any]]) -> str | list[dict[str, Any]]:
+    """Return parts of text joined by line ends; parts with pictures as they are."""
+    if all(part["type"] == "text" for part in parts):
+        return "\n".join(part["text"] for part in parts)
+    return parts
+
+
+def _part(block: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """Return a block as a part of a chat; `parse_job` checks those with pictures."""
+    if block["type"] != "image":
+        return {"type": "text", "text": _block_text(block, where)}
+    source = block.get("source")
+    kind = source.get("type") if isinstance(source, dict) else None
+    known = _SOURCE_FIELDS.get(kind) if isinstance(kind, str) else None
+    if not isinstance(source, dict) or known is None:
+        raise unsupported(f"{where}.source of type {str(kind)[:60]!r}", f"{where}.source")
+    if unknown := source.keys() - {*known, "type"}:
+        raise unsupported(f"{where}.source.{min(unknown)[:60]}")
+    name = known[0]
+    if not isinstance(source.get(name), str):
+        raise invalid(f"{where}.source.{name} must be a text", f"{where}.source.{name}")
+    return {"type": "image", "base64" if name == "data" else "url": source[name]}
 
 
 def _text(content: Any, where: str) -> str:

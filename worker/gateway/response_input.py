@@ -6,6 +6,8 @@ import json
 from collections.abc import Mapping, Set
 from typing import Any
 
+from batchmill.producer.job.media_parts import MEDIA_TYPES
+
 from .api_errors import ApiError, invalid
 
 _ROLES = ("user", "assistant", "system", "developer")
@@ -48,25 +50,32 @@ def _message(item: Mapping[str, Any], where: str) -> dict[str, Any]:
     _refuse_unknown(item, {"type", "role", "content"}, where)
     if item.get("role") not in _ROLES:
         raise invalid(f"{where}.role must be one of {', '.join(_ROLES)}", f"{where}.role")
-    return {"role": item["role"], "content": _text(item.get("content"), f"{where}.content")}
+    return {"role": item["role"], "content": _content(item.get("content"), f"{where}.content")}
 
 
-def _text(content: Any, where: str) -> str:
-    """Return the text of a content: a text, or parts that are joined by line ends."""
+def _content(content: Any, where: str) -> str | list[dict[str, Any]]:
+    """Return the text of a content, or its parts if any of them is a picture or a sound."""
     if isinstance(content, str):
         return content
     if not isinstance(content, list):
         raise invalid(f"{where} must be a text or a list of parts", where)
-    texts = []
-    for index, part in enumerate(content):
-        kind = part.get("type") if isinstance(part, dict) else None
-        if kind not in _TEXT_PARTS:
-            raise _unsupported(f"{where}.{index} is of type {str(kind)[:60]!r}", f"{where}.{index}")
-        _refuse_unknown(part, _PART_FIELDS, f"{where}.{index}")
-        if not isinstance(part.get("text"), str):
-            raise invalid(f"{where}.{index}.text must be a text", f"{where}.{index}.text")
-        texts.append(part["text"])
-    return "\n".join(texts)
+    parts = [_part(part, f"{where}.{index}") for index, part in enumerate(content)]
+    if all(part["type"] == "text" for part in parts):
+        return "\n".join(part["text"] for part in parts)
+    return parts
+
+
+def _part(part: Any, where: str) -> dict[str, Any]:
+    """Return a part as a chat has it; `parse_job` checks those with pictures and sounds."""
+    kind = part.get("type") if isinstance(part, dict) else None
+    if isinstance(kind, str) and kind in MEDIA_TYPES:
+        return {name: value for name, value in part.items() if name not in _NOTES}
+    if kind not in _TEXT_PARTS:
+        raise _unsupported(f"{where} is of type {str(kind)[:60]!r}", where)
+    _refuse_unknown(part, _PART_FIELDS, where)
+    if not isinstance(part.get("text"), str):
+        raise invalid(f"{where}.text must be a text", f"{where}.text")
+    return {"type": "text", "text": part["text"]}
 
 
 def _add_call(messages: list[dict[str, Any]], item: Mapping[str, Any], where: str) -> None:
@@ -88,7 +97,7 @@ def _call_output(item: Mapping[str, Any], where: str) -> dict[str, Any]:
     if not isinstance(item.get("call_id"), str):
         raise invalid(f"{where}.call_id must be a text", f"{where}.call_id")
     output = item.get("output")
-    text = output if isinstance(output, str) else _text(output, f"{where}.output")
+    text = output if isinstance(output, str) else _content(output, f"{where}.output")
     return {"role": "tool", "tool_call_id": item["call_id"], "content": text}
 
 
@@ -111,4 +120,8 @@ def earlier_messages(document: bytes, message: Mapping[str, Any], *, skips: int)
 
 
 def _unsupported(what: str, param: str) -> ApiError:
-    return invalid(f"{what}: this version takes text only", param, code="unsupported_parameter")
+    return invalid(
+        f"{what}: this version takes text, pictures and sounds",
+        param,
+        code="unsupported_parameter",
+    )

@@ -216,7 +216,7 @@ def test_a_response_of_another_tenant_does_not_exist(openai: OpenAI, site: Site)
     ("fields", "param"),
     [
         ({"tools": [{"type": "web_search"}]}, "tools.0"),
-        ({"input": [{"role": "user", "content": [{"type": "input_image"}]}]}, "input.0.content.0"),
+        ({"input": [{"role": "user", "content": [{"type": "input_file"}]}]}, "input.0.content.0"),
         ({"input": [{"type": "item_reference", "id": "x"}]}, "input.0"),
         ({"input": []}, "input"),
         (

@@ -13,8 +13,18 @@ from .shapes import FLAG, NULL, TEXT, choice, either, items, named, record
 _CACHE: dict[str, Any] = {"cache_control": {}}
 _TEXT_BLOCK = named("text", {"text": TEXT}, {**_CACHE, "citations": {}})
 _TEXTS = either(TEXT, items(_TEXT_BLOCK))
+_IMAGE = named(
+    "image",
+    {
+        "source": either(
+            named("base64", {"data": TEXT}, {"media_type": TEXT}), named("url", {"url": TEXT})
+        )
+    },
+    _CACHE,
+)
+_PARTS = either(TEXT, items(either(_TEXT_BLOCK, _IMAGE)))
 _RESULT = named(
-    "tool_result", {"tool_use_id": TEXT}, {"content": _TEXTS, "is_error": FLAG, **_CACHE}
+    "tool_result", {"tool_use_id": TEXT}, {"content": _PARTS, "is_error": FLAG, **_CACHE}
 )
 _CALL = named("tool_use", {"id": TEXT, "name": TEXT, "input": {"type": "object"}}, _CACHE)
 _THOUGHTS = (
@@ -23,7 +33,10 @@ _THOUGHTS = (
 )
 _MESSAGE = either(
     record(
-        {"role": {"const": "user"}, "content": either(TEXT, items(either(_TEXT_BLOCK, _RESULT)))}
+        {
+            "role": {"const": "user"},
+            "content": either(TEXT, items(either(_TEXT_BLOCK, _IMAGE, _RESULT))),
+        }
     ),
     record(
         {
@@ -55,8 +68,8 @@ MESSAGE = Body(
     fields=(
         mapped(
             "messages",
-            "texts, or blocks of the types `text`, `tool_use` and `tool_result`; `thinking` of "
-            "earlier turns is left out; images and documents are refused",
+            "texts, or blocks of the types `text`, `image`, `tool_use` and `tool_result`; "
+            "`thinking` of earlier turns is left out; documents are refused",
             items(_MESSAGE),
         ),
         mapped("system", "the first message: a text, or blocks of text", either(_TEXTS, NULL)),

@@ -15,15 +15,14 @@ INCLUDE_LOGPROBS = "message.output_text.logprobs"
 WINDOWS_S = {"soonest": None, "2h": 7200.0, "8h": 28800.0}
 
 _NOTES: dict[str, Any] = {"id": {}, "status": {}, "phase": {}}
-_CONTENT = either(
-    TEXT,
-    items(
-        record(
-            {"type": {"enum": ["input_text", "output_text", "text"]}, "text": TEXT},
-            {"annotations": {}, "logprobs": {}},
-        ),
-    ),
+_TEXT_PART = record(
+    {"type": {"enum": ["input_text", "output_text", "text"]}, "text": TEXT},
+    {"annotations": {}, "logprobs": {}},
 )
+_IMAGE_PART = named("input_image", {"image_url": TEXT}, {"detail": {"enum": ["auto", None]}})
+_SOUND = record({"data": TEXT}, {"format": TEXT})
+_SOUND_PART = named("input_audio", {"input_audio": _SOUND})
+_CONTENT = either(TEXT, items(either(_TEXT_PART, _IMAGE_PART, _SOUND_PART)))
 _ITEM = either(
     record(
         {

@@ -1,0 +1,39 @@
+"""Pictures and sounds in files on the caller's machine: `batchmill submit --image` and `bulk`.
+
+Only the one who runs these commands names files: a document of a job cannot.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from batchmill.engine.contract.limits import MAX_MEDIA_BYTES
+from batchmill.producer.protocol.media import MediaFile, media_id
+
+from .media_format import check_kind
+from .media_parts import MediaPart, part_of_file, read_media_part
+
+_SCHEMES = ("https://", "http://", "data:", "med_")
+
+
+def media_part(source: str, kind: str, folder: Path | None = None) -> MediaPart:
+    """Return the part of a message for a file, a URL, or the id of a stored medium.
+
+    Args:
+        source: which of them.
+        kind: `image` or `audio`.
+        folder: what a relative path is relative to; None is the current one.
+
+    Raises:
+        ValueError: it is too large, or not of this kind.
+        OSError: the file cannot be read.
+    """
+    if source.startswith(_SCHEMES):
+        return read_media_part({"type": kind, kind: source}, f"the {kind}")
+    path = Path(source) if folder is None else folder / source
+    with path.open("rb") as handle:
+        content = handle.read(MAX_MEDIA_BYTES + 1)
+    if len(content) > MAX_MEDIA_BYTES:
+        raise ValueError(f"has more than {MAX_MEDIA_BYTES} bytes, the limit; send a smaller one")
+    check_kind(content, kind)
+    return part_of_file(MediaFile(path, len(content)), kind, media_id(content))
