@@ -79,7 +79,8 @@ class Engine:
             check_max_model_len(config.max_model_len, loaded.config.max_position_embeddings)
         self._loaded = loaded
         make_current(loaded.model.device)
-        self._kv_cache = allocate_kv_cache(config, loaded.model)
+        feature_bytes = 0 if loaded.media is None else config.media_cache_bytes
+        self._kv_cache = allocate_kv_cache(config, loaded.model, feature_bytes=feature_bytes)
         self._adapters = make_adapter_pool(config, loaded)
         num_blocks = self._kv_cache.num_blocks
         self._scheduler = make_scheduler(config, loaded, num_blocks, self._adapters)

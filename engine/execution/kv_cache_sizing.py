@@ -37,7 +37,11 @@ _log = logging.getLogger(__name__)
 
 
 def allocate_kv_cache(
-    config: EngineConfig, model: Model, probe: MemoryProbe | None = None
+    config: EngineConfig,
+    model: Model,
+    probe: MemoryProbe | None = None,
+    *,
+    feature_bytes: int = 0,
 ) -> KVCache:
     """Allocate the cache of a loaded model, with the configured size or as large as fits.
 
@@ -45,6 +49,7 @@ def allocate_kv_cache(
         config: Limits, and the cache's size or share.
         model: Has its weights loaded.
         probe: Memory of the device; None is the real one, which on a CPU is read from the host.
+        feature_bytes: Kept free on a GPU for features of media.
 
     Raises:
         ConfigError: not even one request of `max_model_len` tokens fits.
@@ -63,7 +68,7 @@ def allocate_kv_cache(
             config, kv_block_bytes(model.config, dtype, config.block_size), dtype
         )
     else:
-        kv_cache_bytes = measured_kv_cache_bytes(config, model, dtype, probe)
+        kv_cache_bytes = measured_kv_cache_bytes(config, model, dtype, probe, feature_bytes)
     kv_cache = KVCache.allocate(
         num_layers=model.config.num_layers,
         num_kv_heads=model.config.num_kv_heads,
@@ -167,7 +172,11 @@ def check_kv_cache_dtype(kv_cache_dtype: str, device: torch.device) -> None:
 
 
 def measured_kv_cache_bytes(
-    config: EngineConfig, model: Model, dtype: torch.dtype, probe: MemoryProbe
+    config: EngineConfig,
+    model: Model,
+    dtype: torch.dtype,
+    probe: MemoryProbe,
+    feature_bytes: int = 0,
 ) -> int:
     """Run the largest possible step, and return how much memory it leaves for the cache.
 
@@ -200,6 +209,7 @@ def measured_kv_cache_bytes(
         graph_bytes=graph_bytes,
         fp8_saved_bytes=_fp8_saved_bytes(config, model),
         adapter_bytes=0 if config.lora_folder is None else config.lora_bytes,
+        feature_bytes=feature_bytes,
     )
     plan.check(config, kv_block_bytes(model.config, dtype, config.block_size))
     _log.info(

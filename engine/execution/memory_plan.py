@@ -27,6 +27,7 @@ class MemoryPlan:
         step_bytes: Additional memory of the largest step.
         graph_bytes: Reserved for captured decode steps, see `graph_reserve_bytes`.
         adapter_bytes: Reserved for LoRA adapters.
+        feature_bytes: Reserved for features of pictures and sounds.
         fp8_saved_bytes: Memory that fp8 weights would save; 0 if the weights are or cannot be fp8.
     """
 
@@ -38,12 +39,13 @@ class MemoryPlan:
     graph_bytes: int
     fp8_saved_bytes: int = 0
     adapter_bytes: int = 0
+    feature_bytes: int = 0
 
     @property
     def kv_cache_bytes(self) -> int:
         """The remainder for the cache; negative if not even the other parts fit."""
-        others = self.held_bytes + self.step_bytes + self.graph_bytes + self.adapter_bytes
-        return self.limit_bytes - others
+        others = self.held_bytes + self.step_bytes + self.graph_bytes
+        return self.limit_bytes - others - self.adapter_bytes - self.feature_bytes
 
     def check(self, config: EngineConfig, block_bytes: int) -> None:
         """Refuse a plan whose cache would not hold one request of `max_model_len` tokens.
@@ -63,7 +65,8 @@ class MemoryPlan:
             f"{config.gpu_memory_utilization:g} leaves {gib(self.limit_bytes)} to use; "
             f"{gib(self.held_bytes)} are held (weights {gib(self.weight_bytes)}), a step of "
             f"{config.max_num_batched_tokens} tokens takes {gib(self.step_bytes)}, CUDA graphs "
-            f"{gib(self.graph_bytes)}, LoRA adapters {gib(self.adapter_bytes)}, and one request of "
+            f"{gib(self.graph_bytes)}, LoRA adapters {gib(self.adapter_bytes)}, features of media "
+            f"{gib(self.feature_bytes)}, and one request of "
             f"max_model_len {config.max_model_len} "
             f"needs {gib(needed)} of KV cache, {gib(needed - self.kv_cache_bytes)} more than is "
             f"left. Each is enough alone: {'; '.join(self._remedies(config, block_bytes, needed))}"
@@ -89,6 +92,8 @@ class MemoryPlan:
             remedies.append("quantization 'fp8', if the GPU supports it; it changes the tokens")
         if self.adapter_bytes >= lacking:
             remedies.append(f"lora_bytes {self.adapter_bytes - lacking} or less")
+        if self.feature_bytes >= lacking:
+            remedies.append(f"media_cache_bytes {self.feature_bytes - lacking} or less")
         other_bytes = self.total_bytes - self.limit_bytes
         if other_bytes and lacking <= other_bytes * 0.6:
             share = (self.limit_bytes + lacking) / self.total_bytes

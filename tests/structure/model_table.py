@@ -132,6 +132,28 @@ those of transformers in `tests/engine/encoders/test_encoders.py`, which allows 
 Weights are safetensors in their own dtype: `BATCHMILL_QUANTIZATION` is refused. [Embeddings and
 scores](embeddings.md) has the rest.
 
+## Pictures and sounds
+
+These models take pictures or sounds in [chats](media.md#models). transformers computes the features
+of a picture or sound, the native decoder the rest, with every setting of a native model but one:
+the tower stays in the dtype if weights are quantized. Their text alone is computed as well.
+
+| architecture | takes | decoder |
+|---|---|---|
+| `Idefics3ForConditionalGeneration` | pictures | Llama, Mistral |
+| `SmolVLMForConditionalGeneration` | pictures | Llama, Mistral |
+| `Qwen2VLForConditionalGeneration` | pictures | Qwen2, rotated by time, row, column |
+| `Qwen2_5_VLForConditionalGeneration` | pictures | Qwen2, the same |
+| `Qwen3VLForConditionalGeneration` | pictures | Qwen3, the same, features in several layers |
+| `VoxtralForConditionalGeneration` | sounds | Llama, Mistral |
+| `Qwen3ASRForConditionalGeneration` | sounds | Qwen3 |
+
+Tiny models of each in float32 are compared with transformers in
+`tests/engine/media/test_equal_transformers.py`: the greedy tokens are equal, and log probabilities
+differ by less than 2e-4, for requests alone and in one batch, with prompts cut into chunks inside a
+picture, from the prefix cache, preempted and resumed. Pictures and sounds of all other models are
+refused by name, for example those of Gemma 3, whose pictures attend in both directions, and videos.
+
 ## Sampling
 
 A job that leaves out `temperature`, `top_k`, `top_p`, `min_p` or `repetition_penalty` gets what the

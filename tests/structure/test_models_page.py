@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from batchmill.engine.loading.quantized.formats import FORMATS
+from batchmill.engine.media.families import MEDIA_FAMILIES
 from batchmill.engine.models.families import FAMILIES
 
 from ..engine.greedy_checks import WAYS
@@ -35,6 +36,11 @@ def test_every_tested_model_has_its_rows() -> None:
 def test_every_family_of_the_native_decoder_has_a_row() -> None:
     architectures = {f"{row[1]}ForCausalLM" for key, row in rows().items() if key[1] == "native"}
     assert architectures == set(FAMILIES), REMEDY
+
+
+def test_every_family_that_takes_pictures_or_sounds_has_a_row() -> None:
+    named = {row[0] for row in _table("## Pictures and sounds")}
+    assert named == {f"`{name}`" for name in MEDIA_FAMILIES}
 
 
 def test_every_format_of_quantized_weights_has_a_row() -> None:

@@ -91,6 +91,15 @@ def test_cache_gets_the_share_minus_weights_a_step_and_graphs(
     assert cache.num_bytes <= left
 
 
+def test_features_of_media_have_their_own_memory(model: DecoderModel) -> None:
+    device = TightDevice(total=2 * GIB, held=GIB, step=0)
+    without, reserved = (
+        allocate_kv_cache(configure(), model, device, feature_bytes=each) for each in (0, 64 * MIB)
+    )
+    lost = without.num_bytes - reserved.num_bytes
+    assert abs(lost - 64 * MIB) < kv_block_bytes(model.config, torch.float32, 16)
+
+
 def test_graphs_that_are_not_recorded_leave_their_memory_to_the_cache(model: DecoderModel) -> None:
     device = TightDevice(total=2 * GIB, held=GIB, step=0)
     recorded, not_recorded = (
