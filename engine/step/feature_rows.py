@@ -37,6 +37,11 @@ class Features:
         """Memory that they take."""
         return sum(each.nbytes for each in (self.rows, *self.deepstack))
 
+    def to(self, dtype: torch.dtype) -> Features:
+        """Return them in another number format."""
+        layers = tuple(each.to(dtype) for each in self.deepstack)
+        return Features(self.rows.to(dtype), layers, self.problem)
+
 
 class FeatureSource(Protocol):
     """Computes features, or has them in memory."""

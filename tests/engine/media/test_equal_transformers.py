@@ -34,6 +34,7 @@ class Question(NamedTuple):
 class Family(NamedTuple):
     """A family's tiny model, loaded by both, and questions about one, several and no media."""
 
+    folder: str
     loaded: LoadedModel
     questions: dict[str, Question]
 
@@ -84,7 +85,7 @@ def family(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
         "none": ask(model, "Nothing to see or hear."),
     }
     loaded = load_model(str(folder), dtype="float32", device="cpu")
-    return Family(loaded, questions)
+    return Family(str(folder), loaded, questions)
 
 
 def engine_of(family: Family, **settings: Any) -> Engine:
@@ -201,3 +202,18 @@ def test_fifty_questions_about_one_picture_compute_it_once(family: Family) -> No
     assert stats.num_encoded_media == 1
     assert all(output.num_cached_tokens >= num_shared for output in outputs.values())
     assert stats.num_computed_tokens - start < 50 * (num_alone - num_shared + 4)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        pytest.param({"dtype": "bfloat16"}, id="bfloat16"),
+        pytest.param({"dtype": "float32", "quantization": "int8"}, id="int8"),
+    ],
+)
+def test_other_number_formats_see_the_media_too(family: Family, settings: dict[str, Any]) -> None:
+    loaded = load_model(family.folder, device="cpu", **settings)
+    engine = engine_of(family._replace(loaded=loaded), **settings, max_num_batched_tokens=16)
+    outputs = run(engine, {name: family.questions[name] for name in ("one", "other")})
+    assert all(output.error is None for output in outputs.values())
+    assert outputs["one"].token_ids != outputs["other"].token_ids
