@@ -199,6 +199,14 @@ class EngineConfig:
     #: Most memory of the features of pictures and sounds that are kept for later requests, bytes.
     #: Raising it computes fewer of them twice.
     media_cache_bytes: int = _integer(256 * 1024**2, least=0)
+    #: Folder of steering vectors, each under its digest, as `batchmill steering add` writes them.
+    #: None refuses requests with one.
+    steering_folder: str | None = _checked(
+        None,
+        lambda value: (
+            None if value is None or (isinstance(value, str) and value) else "name a folder"
+        ),
+    )
     #: Requests that name no seed get theirs from this one and the request id.
     seed: int = _integer(0)
 

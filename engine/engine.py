@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from batchmill.engine.contract.media import Media
+from batchmill.engine.contract.steering import SteeringSpec
 from batchmill.engine.execution.kv_cache_sizing import allocate_kv_cache
 from batchmill.engine.lifecycle.intake import Prompt, RequestIntake, check_deadline
 from batchmill.engine.lifecycle.output_tracker import OutputTracker
@@ -33,6 +34,7 @@ from batchmill.engine.request.outputs import (
 )
 from batchmill.engine.request.pooling import PoolingParams
 from batchmill.engine.request.sampling_params import SamplingParams
+from batchmill.engine.request.steering import Steering
 from batchmill.engine.scheduling.scheduled_batch import ScheduledBatch
 from batchmill.engine.text.chat import Chat
 from batchmill.engine.text.tokenizer import Tokenizer
@@ -44,6 +46,7 @@ from .engine_parts import (
     make_feature_cache,
     make_pipeline,
     make_scheduler,
+    make_steering,
 )
 from .errors import EngineError, RequestError, is_out_of_memory
 
@@ -82,6 +85,7 @@ class Engine:
         feature_bytes = 0 if loaded.media is None else config.media_cache_bytes
         self._kv_cache = allocate_kv_cache(config, loaded.model, feature_bytes=feature_bytes)
         self._adapters = make_adapter_pool(config, loaded)
+        self._steering = make_steering(config, loaded)
         num_blocks = self._kv_cache.num_blocks
         self._scheduler = make_scheduler(config, loaded, num_blocks, self._adapters)
         self._feature_cache = make_feature_cache(config, loaded)
@@ -184,6 +188,7 @@ class Engine:
         deadline_s: float | None = None,
         cache_salt: str | None = None,
         lora: str | None = None,
+        steering: SteeringSpec | None = None,
         media: Sequence[Media] = (),
     ) -> None:
         """Add a request; the next calls of `step` compute it and report its output.
@@ -205,6 +210,8 @@ class Engine:
                 requests without a salt share with each other.
             lora: Digest of its LoRA adapter, which must be in `EngineConfig.lora_folder`; None
                 computes the model alone. No two adapters share KV blocks.
+            steering: What is added to its hidden states, from `EngineConfig.steering_folder`; None
+                adds nothing. No two of them share KV blocks.
             media: Decoded pictures and sounds, one for each part of type image or audio in the
                 messages of a `Chat`, in their order.
 
@@ -222,6 +229,7 @@ class Engine:
             priority=priority,
             cache_salt=cache_salt,
             adapter=self._adapter(lora),
+            steering=self._steering_of(steering),
             media=media,
         )
         self._unfinished.add(trackers, deadline_s=deadline_s)
@@ -236,6 +244,7 @@ class Engine:
         deadline_s: float | None = None,
         cache_salt: str | None = None,
         lora: str | None = None,
+        steering: SteeringSpec | None = None,
     ) -> None:
         """Add a request for an embedding or scores; it is computed in the same steps as the others.
 
@@ -249,6 +258,7 @@ class Engine:
             deadline_s: Seconds from now.
             cache_salt: Its salt.
             lora: Its adapter.
+            steering: What steers it.
 
         Raises:
             RequestError: `context_length_exceeded`, `unsupported_parameter` (the model has no
@@ -263,6 +273,7 @@ class Engine:
             priority=priority,
             cache_salt=cache_salt,
             adapter=self._adapter(lora),
+            steering=self._steering_of(steering),
         )
         self._unfinished.add([tracker], deadline_s=deadline_s)
 
@@ -391,6 +402,22 @@ class Engine:
                 "(BATCHMILL_LORA_FOLDER)",
             )
         return self._adapters.find(digest)
+
+    def _steering_of(self, spec: SteeringSpec | None) -> Steering | None:
+        """Return what steers a request.
+
+        Raises:
+            RequestError: the engine has no steering vectors, or not these.
+        """
+        if spec is None:
+            return None
+        if self._steering is None:
+            raise RequestError(
+                "unsupported_parameter",
+                "steering names a vector, and this engine adds none: set steering_folder "
+                "(BATCHMILL_STEERING_FOLDER)",
+            )
+        return self._steering.find(spec)
 
     def _end_without_adapter(self) -> None:
         """End requests whose adapter could not be loaded, though it was there when they came."""

@@ -16,6 +16,7 @@ from batchmill.engine.models.decoder import DecoderModel
 from batchmill.engine.scheduling.block_pool import BlockPool
 from batchmill.engine.scheduling.scheduler import Scheduler
 from batchmill.engine.scheduling.speculation import Speculation
+from batchmill.engine.steering.vectors import SteeringVectors
 
 from .config import EngineConfig
 from .errors import ConfigError, UnsupportedModelError
@@ -49,19 +50,8 @@ def make_adapter_pool(config: EngineConfig, loaded: LoadedModel) -> AdapterPool 
     """
     if config.lora_folder is None:
         return None
-    model = loaded.model
-    if not isinstance(model, DecoderModel):
-        kind = "an encoder" if not model.config.keeps_kv else "computed by transformers"
-        raise UnsupportedModelError(
-            f"lora_folder is set, and this model is {kind}: adapters are computed only by the "
-            "native decoder, so leave lora_folder out or use a model of its families"
-        )
-    folder = Path(config.lora_folder).expanduser()
-    if not folder.is_dir():
-        raise ConfigError(
-            f"lora_folder is {config.lora_folder!r}, which is not a folder: make it, or run "
-            "`batchmill lora add`"
-        )
+    model = _native_decoder(loaded, "lora_folder", "adapters are computed")
+    folder = _folder("lora_folder", config.lora_folder, "batchmill lora add")
     model.enable_adapters()
     return AdapterPool(
         folder,
@@ -71,6 +61,46 @@ def make_adapter_pool(config: EngineConfig, loaded: LoadedModel) -> AdapterPool 
         max_bytes=config.lora_bytes,
         max_rank=config.max_lora_rank,
     )
+
+
+def make_steering(config: EngineConfig, loaded: LoadedModel) -> SteeringVectors | None:
+    """Make the store of steering vectors; None if the configuration has no folder of them.
+
+    Raises:
+        ConfigError: the folder does not exist.
+        UnsupportedModelError: the model cannot be steered.
+    """
+    if config.steering_folder is None:
+        return None
+    model = _native_decoder(loaded, "steering_folder", "steering vectors are added")
+    folder = _folder("steering_folder", config.steering_folder, "batchmill steering add")
+    return SteeringVectors(
+        folder,
+        num_layers=len(model.config.layers),
+        hidden_size=model.config.hidden_size,
+        dtype=model.dtype,
+        device=model.device,
+    )
+
+
+def _native_decoder(loaded: LoadedModel, setting: str, what: str) -> DecoderModel:
+    model = loaded.model
+    if not isinstance(model, DecoderModel):
+        kind = "an encoder" if not model.config.keeps_kv else "computed by transformers"
+        raise UnsupportedModelError(
+            f"{setting} is set, and this model is {kind}: {what} only by the native decoder, so "
+            f"leave {setting} out or use a model of its families"
+        )
+    return model
+
+
+def _folder(setting: str, path: str, command: str) -> Path:
+    folder = Path(path).expanduser()
+    if not folder.is_dir():
+        raise ConfigError(
+            f"{setting} is {path!r}, which is not a folder: make it, or run `{command}`"
+        )
+    return folder
 
 
 def make_scheduler(

@@ -68,7 +68,7 @@ class UnsupportedModelError(ModelLoadError):
 
 
 class AdapterError(EngineError):
-    """A LoRA adapter cannot be read, does not suit the model, or asks for what is not computed."""
+    """A LoRA adapter or a steering vector cannot be read, or is not for this model."""
 
 
 class OutOfBlocksError(EngineError):

@@ -348,8 +348,8 @@ ERROR_CODES: Final = (
     ),
     ErrorCode(
         "adapter_not_found",
-        "No LoRA adapter has this name, or it is not for the tenant.",
-        "use one that `batchmill lora list` shows, or add it",
+        "No LoRA adapter or steering vector has this name, or it is not for the tenant.",
+        "use one that `batchmill lora list` or `batchmill steering list` shows, or add it",
         (SUBMIT, RECORD, LETTER),
     ),
     ErrorCode(

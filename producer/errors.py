@@ -32,7 +32,7 @@
     ├── TracesUnavailable         spans are asked for and cannot be made
     ├── WrongEventLoop            an asyncio client was used in another event loop
     ├── OutputRestarted           a stream cannot continue: the job was started over
-    ├── AdapterRefused            the name, the model or a tenant of a LoRA adapter is invalid
+    ├── AdapterRefused            a registered LoRA adapter or steering vector is invalid
     ├── ApiKeyRefused             a name, a model or a limit of an API key is invalid
     ├── ReceiverRefused           a field of a registered receiver is invalid; `param`
     ├── TenantRefused             a tenant's name, weight, limit or window is invalid
@@ -375,7 +375,7 @@ class TenantRefused(BatchmillError, ValueError):
 
 
 class AdapterRefused(BatchmillError, ValueError):
-    """The name, the model or a tenant of a LoRA adapter is invalid."""
+    """The name, the model or a tenant of a LoRA adapter or a steering vector is invalid."""
 
 
 class ApiKeyRefused(BatchmillError, ValueError):

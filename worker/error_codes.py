@@ -56,8 +56,14 @@ _COMMAND_CODES: Final = {
     "gateway_failed": ("The gateway cannot listen on its address.", "do what the message says"),
     "unknown_shard": ("The list has no shard of this name.", "see `batchmill shards list`"),
     "unknown_api_key": ("No API key has this id.", "see `batchmill keys list`"),
-    "unknown_adapter": ("No LoRA adapter has this name.", "see `batchmill lora list`"),
-    "adapter_refused": ("The LoRA adapter cannot be used.", "do what the message says"),
+    "unknown_adapter": (
+        "No LoRA adapter or steering vector has this name.",
+        "see `batchmill lora list` or `batchmill steering list`",
+    ),
+    "adapter_refused": (
+        "The LoRA adapter or steering vector cannot be used.",
+        "do what the message says",
+    ),
     "unknown_receiver": (
         "No registered receiver has this id.",
         "see `batchmill webhooks receivers list`",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,6 +13,7 @@ from batchmill.engine.errors import AdapterError
 from .digest import WEIGHTS_FILE, adapter_digest, is_digest, weights_file
 from .module_names import ModuleMatrices, matrices_by_module
 from .peft_config import CONFIG_FILE, PeftConfig, read_peft_config
+from .version_folder import store_version
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,47 +98,12 @@ def check_unchanged(files: AdapterFiles) -> None:
 def store_files(files: AdapterFiles, folder: Path) -> Path:
     """Copy an adapter into the folder, under its digest; return where it is.
 
-    Nothing is written if it is there already. Files there that were changed are replaced.
-
     Raises:
-        AdapterError: the folder cannot be written.
+        AdapterError: as `store_version`.
     """
-    target = folder / files.digest
-    try:
-        if _has_content(target, files.digest):
-            return target
-        folder.mkdir(parents=True, exist_ok=True)
-        room = Path(tempfile.mkdtemp(prefix=".adding-", dir=folder))
-        draft = room / "new"
-        try:
-            draft.mkdir()
-            for name in (CONFIG_FILE, WEIGHTS_FILE):
-                shutil.copyfile(files.path / name, draft / name)
-            draft.chmod(0o755)
-            if adapter_digest(draft) != files.digest:
-                raise AdapterError("has files that changed while they were copied: add it again")
-            if target.is_dir() and not _has_content(target, files.digest):
-                target.rename(room / "replaced")
-            _put(draft, target, files.digest)
-        finally:
-            shutil.rmtree(room, ignore_errors=True)
-    except OSError as error:
-        raise AdapterError(f"{folder} cannot be written ({error.strerror or error})") from error
-    return target
 
+    def write(draft: Path) -> None:
+        for name in (CONFIG_FILE, WEIGHTS_FILE):
+            shutil.copyfile(files.path / name, draft / name)
 
-def _has_content(target: Path, digest: str) -> bool:
-    """Return whether a folder has the adapter with a digest."""
-    try:
-        return target.is_dir() and adapter_digest(target) == digest
-    except AdapterError:
-        return False
-
-
-def _put(draft: Path, target: Path, digest: str) -> None:
-    """Move a new folder to its place; leave what is there if another command was faster."""
-    try:
-        draft.rename(target)
-    except OSError:
-        if not _has_content(target, digest):
-            raise
+    return store_version(folder, files.digest, write, adapter_digest)

@@ -248,9 +248,11 @@ class DecodeGraphs:
     def can_replay(self, batch: ScheduledBatch) -> bool:
         """Return whether a batch only decodes, and fits.
 
-        A step with LoRA adapters is not replayed: the graphs are recorded without them.
+        A step with LoRA adapters or steering is not replayed: the graphs are recorded without.
         """
-        return not (batch.has_adapters or batch.chunks) and 0 < len(batch.decodes) <= self.sizes[-1]
+        if batch.has_adapters or batch.is_steered or batch.chunks:
+            return False
+        return 0 < len(batch.decodes) <= self.sizes[-1]
 
     def can_sample(self, batch: ScheduledBatch) -> bool:
         """Return whether the rows of a batch have no controls but numbers."""

@@ -52,6 +52,7 @@ def add_guide(
         resumed_token_ids=request.output_token_ids,
         cache_salt=request.cache_salt,
         adapter=request.adapter,
+        steering=request.steering,
     )
     guide.priority = request.priority
     guide.metrics.arrived_at_s = request.metrics.arrived_at_s

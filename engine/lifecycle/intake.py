@@ -20,6 +20,7 @@ from batchmill.engine.request.prompt_lookup import PromptLookup
 from batchmill.engine.request.request import Request, derive_seed
 from batchmill.engine.request.sampling_params import SamplingParams
 from batchmill.engine.request.scores import TokenScores
+from batchmill.engine.request.steering import Steering
 from batchmill.engine.request.structure_drafts import StructureDrafter
 from batchmill.engine.request.token_controls import RequestControls
 from batchmill.engine.scheduling.scheduler import Scheduler
@@ -77,6 +78,7 @@ class RequestIntake:
         priority: int = 0,
         cache_salt: str | None = None,
         adapter: Adapter | None = None,
+        steering: Steering | None = None,
         media: Sequence[Media] = (),
     ) -> list[OutputTracker]:
         """Check a request, and replay its resumed tokens.
@@ -115,6 +117,7 @@ class RequestIntake:
                 cache_salt=cache_salt,
                 adapter=adapter,
                 media=None if expanded is None else expanded.media,
+                steering=steering,
                 controls=controls,
                 scores=scores,
                 drafter=self._drafter(prompt_token_ids, controls, scores),

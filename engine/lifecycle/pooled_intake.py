@@ -15,6 +15,7 @@ from batchmill.engine.request.adapter import Adapter
 from batchmill.engine.request.pooling import PooledStates, PoolingParams
 from batchmill.engine.request.request import Request
 from batchmill.engine.request.sampling_params import SamplingParams
+from batchmill.engine.request.steering import Steering
 from batchmill.engine.scheduling.scheduler import Scheduler
 from batchmill.engine.text.chat import Chat
 
@@ -83,6 +84,7 @@ class PooledIntake:
         priority: int = 0,
         cache_salt: str | None = None,
         adapter: Adapter | None = None,
+        steering: Steering | None = None,
     ) -> PooledTracker:
         """Check a request.
 
@@ -101,6 +103,7 @@ class PooledIntake:
             max_num_tokens=len(token_ids) + 1,
             cache_salt=cache_salt,
             adapter=adapter,
+            steering=steering,
             pooling=PooledStates(
                 params,
                 len(token_ids),

@@ -102,7 +102,7 @@ class LoraLinear:
         out = self._linear(x)
         groups = []
         for each in self._step.groups:
-            pair = each.weights[self._layer][self._site]
+            pair = each.owner[self._layer][self._site]
             rows = each.sample_rows if self._of_samples else each.token_rows
             if pair is not None and len(rows):
                 groups.append(LoraRows(rows, pair))

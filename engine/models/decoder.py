@@ -35,6 +35,7 @@ from .fp8_weights import check_fp8_model
 from .fused_layers import FusedLayers, can_fuse
 from .model_config import AttentionConfig, ModelConfig
 from .rotary import axis_of_pairs, cos_sin, inverse_frequencies
+from .steered_rows import steer
 from .weights import DecoderWeights
 
 #: Makes the matrix products, by quantization.
@@ -189,7 +190,8 @@ class DecoderModel:
             )
         ]
         has_deepstack = inputs.features is not None and bool(inputs.features.deepstack)
-        if self._fused is not None and not inputs.adapters and not has_deepstack:
+        is_plain = not (inputs.adapters or inputs.steered or has_deepstack)
+        if self._fused is not None and is_plain:
             x, residual = self._fused.run_layers(inputs, kv_cache, steps[0].cos, steps[0].sin)
         else:
             layers = self._adapted_layers if inputs.adapters else self._single_layers
@@ -249,6 +251,8 @@ class DecoderModel:
             if layer.feed_forward_output_norm is not None:
                 x = norm(x, layer.feed_forward_output_norm)
             add_deepstack(residual, index, inputs)
+            if inputs.steered:
+                steer(x, inputs.steered, index, of_samples=layer is layers[-1])
         assert x is not None, "a model has at least one layer"
         return x, residual
 

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TypedDict, cast
 
+from batchmill.engine.contract.steering import SteeringSpec
 from batchmill.engine.engine import Engine
 from batchmill.engine.errors import RequestError
 from batchmill.engine.lifecycle.intake import Prompt
@@ -32,6 +33,7 @@ class _Common(TypedDict):
     deadline_s: float | None
     cache_salt: str | None
     lora: str | None
+    steering: SteeringSpec | None
 
 
 _STOPPED = (FinishReason.ABORT, FinishReason.ERROR)
@@ -46,6 +48,7 @@ class JobOptions:
     deadline_s: float | None = None
     cache_salt: str | None = None
     lora: str | None = None
+    steering: SteeringSpec | None = None
 
 
 @dataclass(slots=True, eq=False)
@@ -183,6 +186,7 @@ class PlanRunner:
             "deadline_s": running.time_left_s(),
             "cache_salt": options.cache_salt,
             "lora": options.lora,
+            "steering": options.steering,
         }
         if isinstance(request.params, PoolingParams):
             self._engine.add_pooled_request(engine_id, request.prompt, request.params, **common)

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from .media import PromptMedia
     from .pooling import PooledStates
     from .prompt_lookup import PromptLookup
+    from .steering import Steering
     from .structure_drafts import StructureDrafter
     from .token_controls import RequestControls
 
@@ -67,6 +68,8 @@ class Request:
         params: Its sampling parameters.
         seed: Fixes its samples, 64-bit signed.
         adapter: Its LoRA adapter, whose blocks it shares with no other; None if it has none.
+        steering: What is added to its hidden states, which makes its blocks its own as well; None
+            if nothing is.
         cache_salt: It shares blocks only with requests of the same salt; None is a salt as well.
         media: The pictures and sounds of its prompt; None if it has none.
         max_num_tokens: It is finished when prompt and output together have this many tokens.
@@ -122,6 +125,7 @@ class Request:
         "scores",
         "seed",
         "status",
+        "steering",
         "watermark",
     )
 
@@ -142,6 +146,7 @@ class Request:
         watermark: WatermarkNoise | None = None,
         adapter: Adapter | None = None,
         media: PromptMedia | None = None,
+        steering: Steering | None = None,
     ) -> None:
         self.request_id = request_id
         self.prompt_token_ids = list(prompt_token_ids)
@@ -161,6 +166,7 @@ class Request:
         self.watermark = watermark
         self.adapter = adapter
         self.media = media
+        self.steering = steering
         self.guidance: Guidance | None = None
         self.num_computed_tokens = 0
         self.num_pending_tokens = 0

@@ -14,12 +14,15 @@ from batchmill.engine.errors import OutOfBlocksError
 ROOT_HASH = b""
 
 
-def salted_root(cache_salt: str | None, adapter_digest: str | None = None) -> bytes:
-    """Return the parent hash of first blocks: two salts, or two adapters, never share a block.
+def salted_root(
+    cache_salt: str | None, adapter_digest: str | None = None, steering_key: str | None = None
+) -> bytes:
+    """Return the parent hash of first blocks: two salts, adapters or steerings share no block.
 
     Args:
         cache_salt: The request's salt.
         adapter_digest: Of the weights that compute its KV besides the model's own.
+        steering_key: Of what is added to its hidden states.
 
     Source: vLLM's `cache_salt`, which keeps one user from learning another user's prompts from
     response times.
@@ -32,6 +35,9 @@ def salted_root(cache_salt: str | None, adapter_digest: str | None = None) -> by
     if adapter_digest is not None:
         named = root + adapter_digest.encode()
         root = hashlib.blake2b(named, digest_size=16, person=b"adapter").digest()
+    if steering_key is not None:
+        named = root + steering_key.encode()
+        root = hashlib.blake2b(named, digest_size=16, person=b"steering").digest()
     return root
 
 

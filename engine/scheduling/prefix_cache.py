@@ -88,5 +88,6 @@ class PrefixCache:
             token_ids = request.token_ids_slice(first, last)
             marks = {} if request.media is None else request.media.marks_in(first, last)
             digest = None if request.adapter is None else request.adapter.digest
-            root = salted_root(request.cache_salt, digest)
+            steering_key = None if request.steering is None else request.steering.key
+            root = salted_root(request.cache_salt, digest, steering_key)
             extend_block_hashes(request.block_hashes, token_ids, block_size, root, marks)

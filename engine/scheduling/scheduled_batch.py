@@ -101,6 +101,8 @@ class ScheduledBatch:
     in_batch_sharers: tuple[Request, ...] = ()
     #: Whether any of its requests has a LoRA adapter.
     has_adapters: bool = False
+    #: Whether any of its requests is steered.
+    is_steered: bool = False
     #: Requests that lost their blocks after the launch: their tokens of this step are discarded.
     discarded: set[Request] = field(default_factory=set)
 

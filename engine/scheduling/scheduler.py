@@ -102,6 +102,7 @@ class Scheduler:
         self._adapters = AdapterGate(adapters)
         self._num_added = 0
         self._num_guides = 0
+        self._num_steered = 0
         self._last_admitted: Request | None = None
         # Admitted by the last `schedule` on blocks of its own step, until that step is launched.
         self._in_batch_sharers: list[Request] = []
@@ -164,6 +165,7 @@ class Scheduler:
             self._num_added += 1
             each.rank = (arrived_at_s + request.priority * self._ageing_s, self._num_added)
             self._adapters.add(each)
+            self._num_steered += each.steering is not None
             self.waiting.add(each)
 
     def schedule(self) -> ScheduledBatch:
@@ -218,6 +220,7 @@ class Scheduler:
             preempted=tuple(preempted),
             in_batch_sharers=tuple(self._in_batch_sharers),
             has_adapters=self._adapters.is_used and _have_adapters(decodes, chunks),
+            is_steered=self._num_steered > 0 and _are_steered(decodes, chunks),
         )
 
     def mark_launched(self, batch: ScheduledBatch) -> None:
@@ -312,6 +315,7 @@ class Scheduler:
 
     def _finish(self, request: Request, *, is_kv_finite: bool) -> None:
         self._adapters.remove(request)
+        self._num_steered -= request.steering is not None
         if request.status is not RequestStatus.RUNNING:
             self.waiting.remove(request)
             request.status = RequestStatus.FINISHED
@@ -499,4 +503,11 @@ def _have_adapters(decodes: Sequence[Request], chunks: Sequence[ScheduledRequest
     """Return whether any request of a step has a LoRA adapter."""
     return any(each.adapter is not None for each in decodes) or any(
         item.request.adapter is not None for item in chunks
+    )
+
+
+def _are_steered(decodes: Sequence[Request], chunks: Sequence[ScheduledRequest]) -> bool:
+    """Return whether any request of a step is steered."""
+    return any(each.steering is not None for each in decodes) or any(
+        item.request.steering is not None for item in chunks
     )

@@ -3,70 +3,37 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
-from torch import Tensor
 
 from batchmill.kernels.ops.lora import LoraWeights
 
+from .row_groups import RowGroup, group_rows
 from .upload import Uploader
 
 if TYPE_CHECKING:
     from batchmill.engine.request.adapter import Adapter
 
-
-@dataclass(frozen=True, slots=True)
-class AdapterRows:
-    """One adapter's part of a step.
-
-    Attributes:
-        weights: The adapter's matrices.
-        token_rows: [num_rows] int64, ascending rows of [num_tokens].
-        sample_rows: [num_rows] int64, ascending rows of [num_samples]: the last layer computes only
-            these after its attention.
-    """
-
-    weights: LoraWeights
-    token_rows: Tensor
-    sample_rows: Tensor
+#: One adapter's part of a step: its matrices are the owner.
+AdapterRows: TypeAlias = RowGroup[LoraWeights]
 
 
-def group_rows(
+def group_adapter_rows(
     adapters: Sequence[Adapter | None],
     seqs: NDArray[np.int64],
     sample_rows: NDArray[np.int64],
     uploader: Uploader,
 ) -> tuple[AdapterRows, ...]:
-    """Group the rows of a step by adapter.
-
-    Args:
-        adapters: That of each request of the step; None for one without.
-        seqs: [num_tokens], index of the request of each token.
-        sample_rows: [num_samples], as in `StepInputs`.
-        uploader: Copies the rows to the device.
+    """Group the rows of a step by adapter; see `group_rows`.
 
     Raises:
         ValueError: an adapter is not resident: the scheduler admits no request before it is.
     """
-    used = list(dict.fromkeys(each for each in adapters if each is not None))
-    if not used:
-        return ()
-    numbers = {adapter: number for number, adapter in enumerate(used)}
-    of_seq = np.array([-1 if each is None else numbers[each] for each in adapters])
-    of_token = of_seq[seqs]
-    of_sample = of_token[sample_rows]
-    arrays = [
-        np.flatnonzero(rows == number)
-        for number in range(len(used))
-        for rows in (of_token, of_sample)
-    ]
-    tensors = uploader.upload(*arrays)
+    groups = group_rows(adapters, seqs, sample_rows, uploader)
     return tuple(
-        AdapterRows(_weights(adapter), tensors[2 * number], tensors[2 * number + 1])
-        for number, adapter in enumerate(used)
+        RowGroup(_weights(each.owner), each.token_rows, each.sample_rows) for each in groups
     )
 
 

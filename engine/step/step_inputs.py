@@ -11,14 +11,16 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from .adapter_rows import AdapterRows, group_rows
+from .adapter_rows import AdapterRows, group_adapter_rows
 from .feature_rows import FeatureRows, FeatureSource, gather_features
 from .request_rows import RequestRows
 from .rope_positions import fill_rope_positions
+from .row_groups import RowGroup, group_rows
 from .upload import Uploader
 
 if TYPE_CHECKING:
     from batchmill.engine.request.request import Request
+    from batchmill.engine.request.steering import Steering
     from batchmill.engine.scheduling.scheduled_batch import ScheduledBatch
 
 
@@ -46,6 +48,7 @@ class StepInputs:
         features: Rows that take features of media in place of embeddings; None if there are none.
         rope_positions: [num_tokens] or [3, num_tokens] int64, the positions by which tokens are
             rotated, or their times, rows and columns; None if these are `positions`.
+        steered: The rows of each steering; empty if no request of the step is steered.
     """
 
     input_ids: Tensor
@@ -62,6 +65,7 @@ class StepInputs:
     adapters: tuple[AdapterRows, ...] = ()
     features: FeatureRows | None = None
     rope_positions: Tensor | None = None
+    steered: tuple[RowGroup[Steering], ...] = ()
 
     @property
     def num_logits(self) -> int:
@@ -171,6 +175,7 @@ class StepInputBuilder:
             adapters=self._adapter_rows(batch, layout, wanted_rows) if batch.has_adapters else (),
             features=self._features(batch, layout),
             rope_positions=self._rope_positions(batch, layout) if self._uses_grids else None,
+            steered=self._steered_rows(batch, layout, wanted_rows) if batch.is_steered else (),
         )
 
     def _features(self, batch: ScheduledBatch, layout: _Layout) -> FeatureRows | None:
@@ -199,7 +204,13 @@ class StepInputBuilder:
         self, batch: ScheduledBatch, layout: _Layout, wanted_rows: NDArray[np.int64]
     ) -> tuple[AdapterRows, ...]:
         adapters = [request.adapter for request in batch.requests]
-        return group_rows(adapters, layout.seqs, wanted_rows, self._uploader)
+        return group_adapter_rows(adapters, layout.seqs, wanted_rows, self._uploader)
+
+    def _steered_rows(
+        self, batch: ScheduledBatch, layout: _Layout, wanted_rows: NDArray[np.int64]
+    ) -> tuple[RowGroup[Steering], ...]:
+        steerings = [request.steering for request in batch.requests]
+        return group_rows(steerings, layout.seqs, wanted_rows, self._uploader)
 
     def _token_types(self, batch: ScheduledBatch) -> Tensor | None:
         """Return the types of all tokens; only requests that are computed whole have any."""

@@ -47,6 +47,7 @@ from .pooled import Embedding, Scoring
 from .prompt import PromptInput, check_prompt
 from .retry import RetryPolicy
 from .selection import Selection
+from .steering import Steering
 
 #: Fields that have a use only in a job that generates.
 _GENERATION_FIELDS = (*SamplingControls.model_fields, *ChatFields.model_fields)
@@ -93,6 +94,10 @@ class GenerationJob(ChatFields, SamplingControls):
     lora: AdapterName | None = optional(None)
     """Name of a LoRA adapter of the model, which the operator has added. Submit resolves it to a
     version, so that all of the job is computed with the same weights."""
+
+    steering: Steering | None = optional(None)
+    """A steering vector of the model, which the operator has added, with its strength and layers:
+    it is added to the hidden states of all tokens. Submit resolves its name to a version."""
 
     cache_salt: Annotated[Text, Field(min_length=1, max_length=MAX_CACHE_SALT_CHARS)] | None = (
         Field(default=None, repr=False, exclude_if=lambda salt: salt is None)

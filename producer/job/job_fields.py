@@ -13,6 +13,7 @@ from .messages import Message
 from .pooled import Embedding, Scoring
 from .retry import RetryPolicy
 from .selection import Selection
+from .steering import Steering
 
 
 class OtherNames(TypedDict, total=False):
@@ -84,6 +85,11 @@ class JobFields(OtherNames, total=False):
     lora: str | None
     """Name of a LoRA adapter of the model, which the operator has added. Submit resolves it
     to a version, so that all of the job is computed with the same weights."""
+
+    steering: Steering | dict[str, Any] | None
+    """A steering vector of the model, which the operator has added, with its strength and
+    layers: it is added to the hidden states of all tokens. Submit resolves its name to a
+    version."""
 
     cache_salt: str | None
     """Jobs share the KV of equal prompt prefixes only with jobs of the same salt, so that

@@ -32,7 +32,8 @@ def prefix_digest(job: GenerationJob) -> str:
         is_long = len(text) >= _NUM_CHARS
     if not is_long:
         return ""
-    salted = f"{job.cache_salt or ''}\0{text}".encode(errors="surrogatepass")
+    steered = "" if job.steering is None else f"{job.steering.model_dump_json()}\0"
+    salted = f"{job.cache_salt or ''}\0{steered}{text}".encode(errors="surrogatepass")
     return hashlib.blake2b(salted, digest_size=8).hexdigest()
 
 

@@ -20,8 +20,12 @@ KINDS_VERSION = 2
 ADAPTERS_VERSION = 3
 #: Version of the records of jobs with pictures or sounds, with and without an adapter.
 MEDIA_VERSION = 4
+#: Version of the records of jobs with a steering vector, whatever else they have.
+STEERING_VERSION = 5
 #: Versions this code can run.
-SUPPORTED_VERSIONS = (PROTOCOL_VERSION, KINDS_VERSION, ADAPTERS_VERSION, MEDIA_VERSION)
+SUPPORTED_VERSIONS = (
+    *(PROTOCOL_VERSION, KINDS_VERSION, ADAPTERS_VERSION, MEDIA_VERSION, STEERING_VERSION),
+)
 
 #: The Celery task that an announcement names.
 TASK_NAME = "batchmill.generate"
@@ -84,6 +88,8 @@ TENANTS = PREFIX + "tenants"
 WINDOW = PREFIX + "window"
 #: LoRA adapters, by the names that jobs give them.
 ADAPTERS = PREFIX + "adapters"
+#: Steering vectors, likewise.
+STEERING_VECTORS = PREFIX + "steering_vectors"
 #: API keys of the gateway, by the SHA-256 of their secret.
 API_KEYS = PREFIX + "api_keys"
 #: Samples of the load of all workers, the newest first.
@@ -179,7 +185,7 @@ def is_secret_name(text: str) -> bool:
 
 
 def is_adapter_name(name: str) -> bool:
-    """Return whether a text can name a LoRA adapter."""
+    """Return whether a text can name a LoRA adapter or a steering vector."""
     return is_tenant_name(name)
 
 
@@ -413,8 +419,12 @@ def channel(job_id: str) -> str:
     return f"{PREFIX}events:{job_id}"
 
 
-def record_version(kind: str, *, has_adapter: bool = False, has_media: bool = False) -> int:
+def record_version(
+    kind: str, *, has_adapter: bool = False, has_media: bool = False, is_steered: bool = False
+) -> int:
     """Return the version of the record of a job of a kind."""
+    if is_steered:
+        return STEERING_VERSION
     if has_media:
         return MEDIA_VERSION
     if has_adapter:

@@ -135,6 +135,8 @@ class RecordFields(BaseModel):
     media: str | None = None
     """Names of its pictures and sounds, in their order in the document, separated by spaces; `-`
     for each whose URL is not fetched yet."""
+    steering: str | None = None
+    """Digest of its steering vector, likewise."""
     traceparent: str | None = None
     """W3C context of the span that sent the job, or of its caller."""
     tags: str | None = None

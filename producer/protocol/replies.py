@@ -46,7 +46,8 @@ class SubmitStatus(StrEnum):
     TOO_LATE = "TOO_LATE"
     #: The queue or the tenant is paused and refuses jobs; nothing was stored.
     PAUSED = "PAUSED"
-    #: Its LoRA adapter does not exist, or is one of another model; nothing was stored.
+    #: Its LoRA adapter or steering vector does not exist, or is one of another model; nothing was
+    #: stored.
     NO_ADAPTER = "NO_ADAPTER"
     #: One of its pictures or sounds is not stored for its tenant.
     NO_MEDIA = "NO_MEDIA"
@@ -84,6 +85,8 @@ class SubmitReply:
     pause: Pause | None = None
     #: With NO_ADAPTER: the model that the adapter is for; empty if there is none of the name.
     adapter_model: str = ""
+    #: With NO_ADAPTER: the field that names it, `lora` or `steering`.
+    adapter_param: str = "lora"
     #: With NO_MEDIA: its place among the media of the job, from 0.
     media_place: int = 0
 
@@ -177,6 +180,8 @@ class Claim:
     lora: str | None = None
     #: Names of its pictures and sounds, in order; `-` for each whose URL is not fetched yet.
     media: tuple[str, ...] = ()
+    #: Digest of its steering vector, likewise.
+    steering: str | None = None
     #: Why the document or the output cannot be opened; both are empty then.
     unreadable: UnreadableContent | None = None
 

@@ -1,4 +1,4 @@
-"""LoRA adapters that jobs may name: the version that a name stands for, its model, its tenants."""
+"""LoRA adapters and steering vectors that jobs may name: versions, models and tenants."""
 
 from __future__ import annotations
 
@@ -27,8 +27,10 @@ class RegisteredAdapter(BaseModel):
     model: str
     #: Tenants whose jobs may name it; empty for all.
     tenants: tuple[str, ...] = ()
-    #: Its largest rank.
+    #: Largest rank of an adapter.
     rank: int = 0
+    #: Layers that a steering vector has a direction for.
+    num_layers: int = 0
     #: Size of the file with its weights.
     num_bytes: int = 0
     added_at_ms: int = 0
@@ -38,8 +40,15 @@ class RegisteredAdapter(BaseModel):
         return not self.tenants or tenant in self.tenants
 
 
-def register_adapter(store: JobStore, adapter: RegisteredAdapter) -> RegisteredAdapter | None:
+def register_adapter(
+    store: JobStore, adapter: RegisteredAdapter, registry: str = keys.ADAPTERS
+) -> RegisteredAdapter | None:
     """Let a name stand for an adapter from now on; jobs that were submitted keep their version.
+
+    Args:
+        store: Where.
+        adapter: The adapter, or the steering vector.
+        registry: `keys.ADAPTERS`, or `keys.STEERING_VECTORS`.
 
     Returns:
         What the name stood for before; None if it is new.
@@ -59,21 +68,21 @@ def register_adapter(store: JobStore, adapter: RegisteredAdapter) -> RegisteredA
                 f"tenant is {tenant[:80]!r}; it must be 1 to 64 letters, digits, _ . and -"
             )
     adapter = adapter.model_copy(update={"added_at_ms": time.time_ns() // 1_000_000})
-    before = store.client.hget(keys.ADAPTERS, adapter.name)
-    store.client.hset(keys.ADAPTERS, adapter.name, adapter.model_dump_json())
+    before = store.client.hget(registry, adapter.name)
+    store.client.hset(registry, adapter.name, adapter.model_dump_json())
     return None if before is None else _read(before)
 
 
-def remove_adapter(store: JobStore, name: str) -> bool:
+def remove_adapter(store: JobStore, name: str, registry: str = keys.ADAPTERS) -> bool:
     """Let a name stand for nothing; jobs that were submitted still run. Return whether it did."""
-    return bool(store.client.hdel(keys.ADAPTERS, name))
+    return bool(store.client.hdel(registry, name))
 
 
-def read_adapters() -> Read[list[RegisteredAdapter]]:
-    """Read all adapters, by name."""
+def read_adapters(registry: str = keys.ADAPTERS) -> Read[list[RegisteredAdapter]]:
+    """Read all adapters, or all steering vectors, by name."""
 
     def queue(pipeline: Any) -> None:
-        pipeline.hgetall(keys.ADAPTERS)
+        pipeline.hgetall(registry)
 
     def parse(replies: Sequence[Any]) -> list[RegisteredAdapter]:
         found = map(_read, stored(replies[0], default={}).values())

@@ -71,7 +71,12 @@ def accepted_id(job: NewJob, reply: SubmitReply) -> str:
             param="not_before" if job.delay_ms is None else "delay_s",
         )
     if reply.status is SubmitStatus.NO_ADAPTER:
-        raise adapter_error(job.lora, job.model, reply.adapter_model)
+        raise adapter_error(
+            reply.adapter_param,
+            job.steering if reply.adapter_param == "steering" else job.lora,
+            job.model,
+            reply.adapter_model,
+        )
     if reply.status is SubmitStatus.NO_MEDIA:
         raise media_error(job.media[reply.media_place], job.tenant)
     if reply.pause is not None:
@@ -103,24 +108,26 @@ def media_error(some_id: str | None, tenant: str) -> JobRejected:
     )
 
 
-def adapter_error(lora: str | None, model: str, adapter_model: str) -> JobRejected:
-    """Return the error of a job whose adapter is unknown, or is one of another model.
+def adapter_error(param: str, name: str | None, model: str, adapter_model: str = "") -> JobRejected:
+    """Return the error of a job whose adapter or vector is unknown, or is one of another model.
 
     Args:
-        lora: name of the adapter.
+        param: field that names it: `lora` or `steering`.
+        name: its name.
         model: of the job.
         adapter_model: of the adapter; empty if it is unknown, or not for the job's tenant.
     """
+    what, an = ("vector", "a") if param == "steering" else ("adapter", "an")
     if adapter_model:
         return JobRejected(
-            f"lora is {lora!r}, an adapter of the model {adapter_model[:200]!r}, and the job's "
-            f"model is {model!r}: name that model, or another adapter",
-            param="lora",
+            f"{param} is {name!r}, {an} {what} of the model {adapter_model[:200]!r}, and the job's "
+            f"model is {model!r}: name that model, or another {what}",
+            param=param,
         )
     return JobRejected(
-        f"lora is {lora!r}, and there is no such adapter, or not for this tenant: "
-        "`batchmill lora list` shows all",
-        param="lora",
+        f"{param} is {name!r}, and there is no such {what}, or not for this tenant: "
+        f"`batchmill {param} list` shows all",
+        param=param,
         code="adapter_not_found",
     )
 

@@ -20,6 +20,7 @@ _SETTINGS: Final = (
         keys.TENANTS,
         keys.API_KEYS,
         keys.ADAPTERS,
+        keys.STEERING_VECTORS,
         keys.PAUSED,
         keys.RECEIVER_SECRETS,
         keys.ENDPOINTS_DISABLED,

@@ -80,9 +80,13 @@ def prepare(job: GenerationJob, settings: ProducerSettings, *, job_id: str | Non
         tags=tuple(job.tags),
         max_tokens=_most_output_tokens(job),
         version=keys.record_version(
-            job.kind, has_adapter=job.lora is not None, has_media=bool(job.media)
+            job.kind,
+            has_adapter=job.lora is not None,
+            has_media=bool(job.media),
+            is_steered=job.steering is not None,
         ),
         lora=job.lora,
+        steering=None if job.steering is None else job.steering.name,
         media=tuple(part.media for part in job.media),
         new_media=new_media(job, settings),
         traceparent=job.traceparent,

@@ -179,9 +179,12 @@ def test_real_records_fit_their_schema_and_hold_no_field_that_it_does_not_know(
     sealing = JobStore.from_url(redis_url, key_ring=KeyRing((new_key("a"),)), objects=objects)
     sealing.submit(prepare(parse_job({"prompt": "x"}), settings, job_id="sealed"))
     store.claim("sealed", owner="w", lease_ms=60_000, identity="i")
-    register_adapter(store, RegisteredAdapter(name="style", digest="0" * 32, model="demo"))
+    style = RegisteredAdapter(name="style", digest="0" * 32, model="demo")
+    register_adapter(store, style)
+    vector = style.model_copy(update={"name": "formal"})
+    register_adapter(store, vector, keys.STEERING_VECTORS)
     for name in "xyz":
-        fields = {"prompt": name * 600, "lora": "style"}
+        fields = {"prompt": name * 600, "lora": "style", "steering": {"name": "formal"}}
         store.submit(prepare(parse_job(fields), settings, job_id=name))
     claim = store.claim("y", owner="w", lease_ms=60_000, identity="i", session="s")
     assert isinstance(claim, Claim)

@@ -52,6 +52,7 @@ from .messages import Message
 from .pooled import Embedding, Scoring
 from .retry import RetryPolicy
 from .selection import Selection
+from .steering import Steering
 '''
 
 

@@ -18,7 +18,7 @@ ORDER = {
     "engine": (
         *("contract", "errors", "cpu_kernels", "device_type", "gpus", "model_shape", "watermark"),
         *("text", "config", "request", "scheduling", "step", "memory", "models", "models_hf"),
-        *("encoders", "media", "loading", "adapters"),
+        *("encoders", "media", "loading", "adapters", "steering"),
         *("watermark_detector", "lifecycle", "sampling", "pooling", "execution"),
         *("engine_parts", "engine", "plans", "__init__"),
     ),
@@ -73,6 +73,7 @@ IMPORTABLE = {
             "gpus",
             "lifecycle",
             "plans",
+            "steering",
         ),
     },
     ("worker", "producer"): {

@@ -11,6 +11,7 @@ import typer
 from .errors import usage_error
 from .explain_option import parse_parts
 from .options import parse_json_option, parse_pairs
+from .steering import parse_steering
 
 if TYPE_CHECKING:
     from batchmill.producer.bulk.lines import LineSettings
@@ -68,6 +69,14 @@ class LineOptions:
         typer.Option(
             metavar="NAME",
             help="LoRA adapter of the model, for lines that name none.",
+            rich_help_panel=_LINES,
+        ),
+    ] = None
+    steering: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME or JSON",
+            help="Steering vector of the model, as in submit, for lines that name none.",
             rich_help_panel=_LINES,
         ),
     ] = None
@@ -178,6 +187,7 @@ class LineOptions:
             "reasoning_effort": self.reasoning_effort,
             "thinking_token_budget": self.thinking_token_budget,
             "lora": self.lora,
+            "steering": parse_steering(self.steering),
             "guidance_scale": self.guidance_scale,
             "negative_prompt": self.negative_prompt,
             "select": self.select and parse_json_option("--select", self.select),

@@ -41,6 +41,7 @@ from .progress import add_progress_command
 from .result import add_result_commands
 from .shards import add_shard_commands
 from .status import add_status_command
+from .steering import add_steering_commands
 from .submit import add_submit_command
 from .tenants import add_tenant_commands
 from .top import add_top_command
@@ -89,6 +90,7 @@ _COMMANDS = (
     add_shard_commands,
     add_watermark_commands,
     add_lora_commands,
+    add_steering_commands,
     add_pause_commands,
     add_webhook_commands,
     add_dead_letter_commands,

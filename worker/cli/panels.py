@@ -16,7 +16,7 @@ _PANELS = {
     "Run services": ("worker", "deliver", "gateway", "flower", "metrics", "healthcheck", "config"),
     "Operate": (
         *("top", "pause", "resume", "tenants", "keys", "encryption", "usage"),
-        *("watermark", "lora", "dead-letters", "payloads", "shards"),
+        *("watermark", "lora", "steering", "dead-letters", "payloads", "shards"),
     ),
     "Measure and test": ("bench",),
 }

@@ -25,6 +25,7 @@ from .options import (
 from .pauses import tell_if_paused
 from .prompt_source import PromptOptions
 from .result import print_result, print_stream
+from .steering import parse_steering
 from .waiting import wait_notes
 
 _EPILOG = (
@@ -129,6 +130,15 @@ _Lora = Annotated[
     typer.Option(
         metavar="NAME",
         help="LoRA adapter of the model; `batchmill lora list` shows them.",
+        rich_help_panel=_GENERATION,
+    ),
+]
+_Steering = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAME or JSON",
+        help='Steering vector of the model: its name, or {"name": "formal", "strength": 1.5, '
+        '"layers": [8, 16]}.',
         rich_help_panel=_GENERATION,
     ),
 ]
@@ -252,6 +262,7 @@ def submit(
     reasoning_effort: _ReasoningEffort = None,
     thinking_token_budget: _ThinkingTokenBudget = None,
     lora: _Lora = None,
+    steering: _Steering = None,
     guidance_scale: _GuidanceScale = None,
     negative_prompt: _NegativePrompt = None,
     select: _Select = None,
@@ -288,6 +299,7 @@ def submit(
         "reasoning_effort": reasoning_effort,
         "thinking_token_budget": thinking_token_budget,
         "lora": lora,
+        "steering": parse_steering(steering),
         "guidance_scale": guidance_scale,
         "negative_prompt": negative_prompt,
         "select": None if select is None else parse_json_option("--select", select),

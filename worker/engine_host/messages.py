@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple, TypeAlias
 
 from batchmill.engine.contract.media import Media
+from batchmill.engine.contract.steering import SteeringSpec
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +49,8 @@ class AddRequest:
     cache_salt: str | None = None
     #: Digest of its LoRA adapter.
     lora: str | None = None
+    #: What is added to its hidden states.
+    steering: SteeringSpec | None = None
     #: Field of the job that asks for a plan (`decision` …), and its content; None for text alone.
     section: str | None = None
     section_fields: Mapping[str, Any] = field(default_factory=dict)

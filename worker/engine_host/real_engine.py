@@ -125,6 +125,7 @@ class RealEngine:
                 deadline_s=request.deadline_s,
                 cache_salt=request.cache_salt,
                 lora=request.lora,
+                steering=request.steering,
                 media=request.media,
             )
             if params.num_logprobs is not None or params.num_prompt_logprobs is not None:
@@ -152,6 +153,7 @@ class RealEngine:
             deadline_s=request.deadline_s,
             cache_salt=request.cache_salt,
             lora=request.lora,
+            steering=request.steering,
         )
         self._plans.add(request.request_id, plan_maker(section, self._engine.pooling)(job), options)
         self._planned[request.request_id] = (section, params)

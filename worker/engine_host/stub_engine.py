@@ -171,6 +171,11 @@ class StubEngine:
                 "unsupported_parameter",
                 "lora names an adapter, and the stub engine computes none: use the real one",
             )
+        if request.steering is not None:
+            raise RequestRefused(
+                "unsupported_parameter",
+                "steering names a vector, and the stub engine adds none: use the real one",
+            )
         stub = _StubRequest(
             request.request_id,
             _render(request),

@@ -1,19 +1,28 @@
-"""LoRA adapters in requests, also in OpenAI's way: as the model."""
+"""LoRA adapters in requests, also in OpenAI's way: as the model; and steering vectors."""
 
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 from batchmill.producer.job.document import GenerationJob
 from batchmill.producer.store.adapters import RegisteredAdapter
 from batchmill.producer.store.reply_errors import adapter_error
 
+_ByName = Mapping[str, RegisteredAdapter]
+
+
+@dataclass(frozen=True, slots=True)
+class RegisteredNames:
+    """What a caller's jobs may name."""
+
+    adapters: _ByName = field(default_factory=dict)
+    steering_vectors: _ByName = field(default_factory=dict)
+
 
 def resolve_model(
-    fields: Mapping[str, Any],
-    adapters: Mapping[str, RegisteredAdapter],
-    served: Collection[str] = (),
+    fields: Mapping[str, Any], adapters: _ByName, served: Collection[str] = ()
 ) -> Mapping[str, Any]:
     """Return fields in which a model that names an adapter is the adapter of its own model.
 
@@ -29,21 +38,25 @@ def resolve_model(
     return fields if adapter is None else {**fields, "model": adapter.model, "lora": name}
 
 
-def check_adapter(
-    job: GenerationJob, adapters: Mapping[str, RegisteredAdapter], default_model: str
-) -> None:
-    """Refuse an adapter as submit would, before any job of a batch is submitted.
+def check_names(job: GenerationJob, registered: RegisteredNames, default_model: str) -> None:
+    """Refuse an adapter or a vector as submit would, before any job of a batch is submitted.
 
     Args:
         job: a line's.
-        adapters: that the caller may use, by name.
+        registered: what the caller may use.
         default_model: of a job that names none.
 
     Raises:
-        JobRejected: its adapter is not among them, or is one of another model.
+        JobRejected: what it names does not exist, or is one of another model.
     """
-    if job.lora is None:
-        return
-    adapter, model = adapters.get(job.lora), job.model or default_model
-    if adapter is None or adapter.model != model:
-        raise adapter_error(job.lora, model, "" if adapter is None else adapter.model)
+    model = job.model or default_model
+    steering = None if job.steering is None else job.steering.name
+    for param, name, known in (
+        ("lora", job.lora, registered.adapters),
+        ("steering", steering, registered.steering_vectors),
+    ):
+        if name is None:
+            continue
+        adapter = known.get(name)
+        if adapter is None or adapter.model != model:
+            raise adapter_error(param, name, model, "" if adapter is None else adapter.model)

@@ -18,6 +18,7 @@ from batchmill.producer.store.async_shards import AsyncShards
 from batchmill.producer.store.async_store import AsyncStore
 from batchmill.producer.store.replication import replica_wait
 
+from .adapters import RegisteredNames
 from .check_turns import CheckTurns
 from .file_store import FileStore
 from .settings import GatewaySettings
@@ -55,6 +56,7 @@ class Backend:
         #: Shards whose workers are not known, because they did not reply.
         self.unknown_shards: tuple[str, ...] = ()
         self._adapters: list[RegisteredAdapter] = []
+        self._steering_vectors: list[RegisteredAdapter] = []
         self._adapters_until = 0.0
 
     async def close(self) -> None:
@@ -104,9 +106,18 @@ class Backend:
         """Return the LoRA adapters that a tenant's jobs may name, by name."""
         if time.monotonic() >= self._adapters_until:
             found, _ = await self.shards.first(lambda store: store.read(read_adapters()))
-            self._adapters = found or []
+            vectors, _ = await self.shards.first(
+                lambda store: store.read(read_adapters(keys.STEERING_VECTORS))
+            )
+            self._adapters, self._steering_vectors = found or [], vectors or []
             self._adapters_until = time.monotonic() + _WORKERS_S
         return {each.name: each for each in self._adapters if each.is_for(tenant)}
+
+    async def names_for(self, tenant: str) -> RegisteredNames:
+        """Return the adapters and the steering vectors that a tenant's jobs may name."""
+        adapters = await self.adapters_for(tenant)
+        vectors = {each.name: each for each in self._steering_vectors if each.is_for(tenant)}
+        return RegisteredNames(adapters, vectors)
 
     def kinds_of(self, model: str) -> list[str]:
         """Return the kinds of job that live workers serve with a model of `served_models`."""

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import hashlib
 import time
-from collections.abc import AsyncIterator, Collection, Iterator, Mapping
+from collections.abc import AsyncIterator, Collection, Iterator
 
 import structlog
 
@@ -21,10 +21,10 @@ from batchmill.producer.protocol.calls import batches as batch_scripts
 from batchmill.producer.protocol.calls.call import Read
 from batchmill.producer.shard_list import Shard
 from batchmill.producer.store import batch_calls
-from batchmill.producer.store.adapters import RegisteredAdapter
 from batchmill.producer.store.api_keys import ApiKey
 from batchmill.producer.store.batch_calls import OpenBatch
 
+from .adapters import RegisteredNames
 from .backend import Backend
 from .batch_record import GatewayBatch, load_batches
 from .file_record import drop_file, expired_files
@@ -158,8 +158,8 @@ async def _lines(backend: Backend, batch: GatewayBatch) -> AsyncIterator[BulkLin
     rights = {"id": "", "name": "", "tenant": batch.tenant, **batch.details["rights"]}
     context = (batch.details["endpoint"], ApiKey.model_validate(rights))
     served = await backend.served_models()
-    adapters = await backend.adapters_for(batch.tenant)
-    lines = _read_lines(raw, *context, backend.settings.served_name, adapters, served)
+    registered = await backend.names_for(batch.tenant)
+    lines = _read_lines(raw, *context, backend.settings.served_name, registered, served)
     while some := await backend.turns.next_lines(lines):
         for line in some:
             yield line
@@ -170,7 +170,7 @@ def _read_lines(
     endpoint: str,
     key: ApiKey,
     default_model: str,
-    adapters: Mapping[str, RegisteredAdapter],
+    registered: RegisteredNames,
     served: Collection[str],
 ) -> Iterator[BulkLine]:
     """Yield the lines of a file, on a thread: one may take seconds."""
@@ -179,7 +179,7 @@ def _read_lines(
         if raw.strip():
             number += 1
             record = json_record(number, place, raw)
-            yield read_batch_line(record, endpoint, key, default_model, adapters, served)
+            yield read_batch_line(record, endpoint, key, default_model, registered, served)
 
 
 def _error(number: int, problem: JobRejected) -> BatchError:

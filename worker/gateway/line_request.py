@@ -9,10 +9,9 @@ from batchmill.producer.errors import JobRejected
 from batchmill.producer.files.record import Record
 from batchmill.producer.job.line import BulkLine, LineKind, check_custom_id
 from batchmill.producer.job.validation import parse_job
-from batchmill.producer.store.adapters import RegisteredAdapter
 from batchmill.producer.store.api_keys import ApiKey
 
-from .adapters import check_adapter, resolve_model
+from .adapters import RegisteredNames, check_names, resolve_model
 from .api_errors import ApiError, invalid
 from .body_names import body_names
 from .completion_request import read_completion
@@ -34,7 +33,7 @@ def read_batch_line(
     endpoint: str,
     key: ApiKey,
     default_model: str,
-    adapters: Mapping[str, RegisteredAdapter],
+    registered: RegisteredNames,
     served: Collection[str],
 ) -> BulkLine:
     """Return a line with its job, or with what is wrong with it.
@@ -44,7 +43,7 @@ def read_batch_line(
         endpoint: the batch's, which each line must name.
         key: rights of the caller.
         default_model: of a line that names none.
-        adapters: that the caller may use, by name.
+        registered: adapters and vectors that the caller may use.
         served: names of models, which no adapter of the same name hides.
     """
     kind = LineKind(endpoint) if endpoint in tuple(LineKind) else LineKind.CHAT
@@ -55,11 +54,11 @@ def read_batch_line(
         custom_id = _custom_id(record.data)
         body = _params(record.data) if endpoint == MESSAGES else _body(record.data, endpoint)
         fields, details = _read(endpoint, body)
-        fields = dict(resolve_model(fields, adapters, served))
+        fields = dict(resolve_model(fields, registered.adapters, served))
         with body_names(endpoint):
             job = parse_job(_without_connection(fields, key))
         check_allowed(key, job, default_model)
-        check_adapter(job, adapters, default_model)
+        check_names(job, registered, default_model)
     except JobRejected as error:
         return BulkLine(record.number, custom_id, kind, None, error)
     except ApiError as error:

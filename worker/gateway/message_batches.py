@@ -63,13 +63,13 @@ async def create_message_batch(request: Request) -> Response:
     )
     file_id = store.shard.tagged(new_file_id())
     default_model = backend.settings.served_name
-    adapters, served = await backend.adapters_for(key.tenant), await backend.served_models()
+    registered, served = await backend.names_for(key.tenant), await backend.served_models()
     read_line = partial(
         read_batch_line,
         endpoint=MESSAGES,
         key=key,
         default_model=default_model,
-        adapters=adapters,
+        registered=registered,
         served=served,
     )
     lines = _checked_lines(requests, read_line)

@@ -6,6 +6,7 @@ import json
 import time
 from typing import Any
 
+from batchmill.engine.contract.steering import SteeringSpec
 from batchmill.producer.job.chat import ChatFields
 from batchmill.producer.job.controls import SamplingControls
 from batchmill.producer.job.document import GenerationJob
@@ -44,6 +45,7 @@ def engine_request(claim: Claim, document: GenerationJob, salt: str | None) -> A
         deadline_s=_time_left_s(claim),
         cache_salt=salt,
         lora=claim.lora,
+        steering=_steering(claim, document),
         section=section,
         section_fields=section_fields,
     )
@@ -62,6 +64,18 @@ def reports_logprobs(document: GenerationJob) -> tuple[bool, bool]:
 
 def _selects_by_likelihood(document: GenerationJob) -> bool:
     return document.select is not None and document.select.by == "likelihood"
+
+
+def _steering(claim: Claim, document: GenerationJob) -> SteeringSpec | None:
+    """Return what steers a job: its version is that of the record, the rest that of the job."""
+    if claim.steering is None or document.steering is None:
+        return None
+    layers = document.steering.layers
+    return SteeringSpec(
+        claim.steering,
+        float(document.steering.strength),
+        None if layers is None else (layers[0], layers[1]),
+    )
 
 
 def _params(document: GenerationJob) -> dict[str, Any]:

@@ -93,6 +93,7 @@ def submit(job: NewJob, *, is_adopted: bool = False) -> Call[SubmitReply]:
         "prefix": Fingerprint(job.prefix, job.tenant) if job.prefix else None,
         "lora": job.lora,
         "media": MediaNames(job.media, job.tenant) if job.media else None,
+        "steering": job.steering,
     }
     if job.limits is not NO_LIMITS:
         fields |= asdict(job.limits)
@@ -130,7 +131,7 @@ def claim(
             return ClaimRefusal(reply[1].decode())
         _, fence, document, data, attempts, alone, deadline, *rest = reply
         enqueued, started, now, suspect, celery_result, retries, *about = rest
-        traceparent, history, made_at_ms, prefix, lora, media, must_rewrite = about
+        traceparent, history, made_at_ms, prefix, lora, media, steering, must_rewrite = about
         unreadable = next((x.error for x in (document, data) if isinstance(x, Unopened)), None)
         if unreadable is not None:
             document = data = b""
@@ -156,6 +157,7 @@ def claim(
             must_rewrite_output=must_rewrite is True,
             lora=lora.decode("latin-1") or None,
             media=tuple(media.decode("latin-1").split()),
+            steering=steering.decode("latin-1") or None,
             unreadable=unreadable,
         )
 
@@ -367,7 +369,8 @@ def _read_submit(reply: list[bytes]) -> SubmitReply:
     if status is SubmitStatus.TOO_LATE:
         return SubmitReply(status, None)
     if status is SubmitStatus.NO_ADAPTER:
-        return SubmitReply(status, None, adapter_model=reply[2].decode(errors="replace"))
+        model, param = (each.decode(errors="replace") for each in reply[2:4])
+        return SubmitReply(status, None, adapter_model=model, adapter_param=param)
     if status is SubmitStatus.NO_MEDIA:
         return SubmitReply(status, None, media_place=int(reply[1]))
     return SubmitReply(status, reply[1].decode())

@@ -104,5 +104,7 @@ class NewJob:
     media: tuple[str | None, ...] = ()
     #: Those of them that the caller sent along.
     new_media: tuple[NewMedia, ...] = field(default=(), repr=False)
+    #: Name of its steering vector; None without one.
+    steering: str | None = None
     #: Context of the span that sends it, in W3C's form; None without one.
     traceparent: str | None = None

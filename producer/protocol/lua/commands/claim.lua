@@ -4,9 +4,8 @@
 -- for jobs with them), supported versions...
 -- Reply: {CLAIMED, fence, document, token bytes, attempts, alone, deadline_at_ms, enqueued_at_ms, started_at_ms, now,
 -- suspect, celery_result, retries, traceparent ('' = none), history (JSON, '' = none), claimed_at_ms (of the first
--- call with this nonce), prefix ('' = none), digest of its LoRA adapter ('' = none), names of its
--- media ('' = none), seals of the output (names and
--- values)} or {REFUSED, reason}.
+-- call with this nonce), prefix ('' = none), digest of its LoRA adapter ('' = none), names of its media ('' = none),
+-- digest of its steering vector ('' = none), seals of the output (names and values)} or {REFUSED, reason}.
 -- @include announce, celery_state, events, fair_share, finish, guard, index, keys, output, pauses, prefixes, record
 -- @include sealed, server, sessions, usage
 allow_writes_when_full()
@@ -19,7 +18,7 @@ local session, pid = ARGV[6], tonumber(ARGV[7])
 
 -- What a claim needs of the record besides the fields that `load_job` always reads.
 local CLAIM_FIELDS = { 'doc', 'attempts', 'suspect', 'started_at_ms', 'retries', 'history', 'claimed_at_ms',
-  'sealed_with', 'start_by_ms', 'home', 'prefix', 'passed_over', 'lora' }
+  'sealed_with', 'start_by_ms', 'home', 'prefix', 'passed_over', 'lora', 'steering' }
 
 -- The stored tokens of a job.
 local function read_tokens()
@@ -37,7 +36,7 @@ local function claim_reply(job, tokens, now)
     'CLAIMED', job.fence, job.doc, tokens, tonumber(job.attempts), job.alone and 1 or 0,
     job.deadline_at_ms or '', job.enqueued_at_ms, tonumber(job.started_at_ms), now, tonumber(job.suspect or 0),
     job.celery_result and 1 or 0, tonumber(job.retries or 0) or 0, job.traceparent or '', job.history or '',
-    tonumber(job.claimed_at_ms or now) or now, job.prefix or '', job.lora or '', job.media or '',
+    tonumber(job.claimed_at_ms or now) or now, job.prefix or '', job.lora or '', job.media or '', job.steering or '',
     job.sealed_with and redis.call('HGETALL', seals_key(id)) or {},
   }
 end

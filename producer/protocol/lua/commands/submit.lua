@@ -5,16 +5,17 @@
 -- max_outbox_events, max_endpoint_events, deadline_at_ms, ttl_ms, not_before_ms, delay_ms, start_by_ms (until then the
 -- job has started, or it expires), message_priority (of a Celery message: 0 is the highest), idempotency_key with
 -- fingerprint (or several of the same content, comma-separated: the first is stored), webhook with webhook_events
--- (comma-separated names; without it only the end) and webhook_secret (without
--- it the default one), tags (comma-separated), max_tokens, celery_result ('1'), celery_headers with celery_embed (JSON:
--- place in a Celery workflow, and what follows there), lora (name of its LoRA adapter), media (for each picture and
--- sound, in order, the names under which it may be stored, with commas, or '-'), batch with batch_index (place of the
--- line, from 0), fingerprint, custom_id and endpoint; api_key and gateway (JSON), of a job that came by the gateway;
--- traceparent (without it that of its batch), prefix (names of the beginning of its prompt, as of a fingerprint).
+-- (comma-separated names; without it only the end) and webhook_secret (without it the default one), tags
+-- (comma-separated), max_tokens, celery_result ('1'), celery_headers with celery_embed (JSON: place in a Celery
+-- workflow, and what follows there), lora (name of its LoRA adapter), steering (name of its steering vector), media
+-- (for each picture and sound, in order, the names under which it may be stored, with commas, or '-'), batch with
+-- batch_index (place of the line, from 0), fingerprint, custom_id and endpoint; api_key and gateway (JSON), of a job
+-- that came by the gateway; traceparent (without it that of its batch), prefix (names of the beginning of its prompt,
+-- as of a fingerprint).
 -- Reply: {CREATED, id}, {EXISTING, id}, {CONFLICT, id}, {FULL, limit's name, value, limit, bytes that the job needs
 -- itself}, {PAUSED, kind, name, JSON} (of the pause that refuses it), {TOO_LATE} (the deadline would pass before the
--- job may run), {NO_ADAPTER, 'unknown' or 'model', model of the adapter}, {NO_MEDIA, place} or {CLOSED, state of its
--- batch ('' = there is none)}.
+-- job may run), {NO_ADAPTER, 'unknown' or 'model', model of the adapter, 'lora' or 'steering'}, {NO_MEDIA, place} or
+-- {CLOSED, state of its batch ('' = there is none)}.
 -- @include adapters, announce, batches, counters, events, fair_share, fingerprint, idempotency, index, keys, media
 -- @include pauses, payloads, queue_limits, queues, sealed, server, usage
 local US_PER_MESSAGE_PRIORITY = 1e14 -- three years: a lower priority waits behind all that a tenant sent before
@@ -88,16 +89,18 @@ end
 
 local payload, payload_key = split_reference(job.doc)
 local has_payload = payload and is_payload_noted(payload, now_ms())
-local digest, no_adapter
-if job.lora then
+local lora, steering, no_adapter
+if job.lora or job.steering then
   -- A call that is repeated finds its job, or its line of a batch, whatever the adapter's name stands for by now.
   if redis.call('EXISTS', job_key(id)) == 1 then return { 'EXISTING', id } end
   local reply = job.batch and batch_refusal()
   if reply then return reply end
-  digest, no_adapter = find_adapter(job)
+  lora, no_adapter = find_adapter(job, 'lora', ADAPTERS)
+  if no_adapter then return no_adapter end
+  steering, no_adapter = find_adapter(job, 'steering', STEERING_VECTORS)
   if no_adapter then return no_adapter end
   for _, name in ipairs({ 'prefix', not job.batch and 'fingerprint' or nil }) do
-    if job[name] then job[name] = with_adapter(job[name], digest) end
+    if job[name] then job[name] = with_adapter(with_adapter(job[name], lora), steering) end
   end
 end
 local known = key and load_idempotency_entry(job.tenant, key)
@@ -130,7 +133,8 @@ end
 local start_by = tonumber(job.start_by_ms)
 local backlog_at_us = not due_at and time_us + tonumber(job.message_priority or 0) * US_PER_MESSAGE_PRIORITY
 put_each({ 'tags', 'api_key', 'gateway', 'traceparent' })
-put('lora', digest)
+put('lora', lora)
+put('steering', steering)
 put('media', media)
 put('prefix', job.prefix and first_fingerprint(job.prefix))
 put_webhook()

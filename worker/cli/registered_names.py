@@ -1,0 +1,150 @@
+"""What the commands of LoRA adapters and of steering vectors have in common: names in Redis."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from batchmill.worker.terminal import format_time_ms, print_json, print_table
+
+from .broker_connection import open_stores
+from .errors import CommandError, ExitCode, usage_error
+
+if TYPE_CHECKING:
+    from batchmill.producer.store.adapters import RegisteredAdapter
+    from batchmill.producer.store.job_store import JobStore
+
+
+@dataclass(frozen=True, slots=True)
+class NameRegistry:
+    """A kind of thing that jobs name, and the words for it."""
+
+    #: The command, and the field of a job: `lora`.
+    command: str
+    #: In sentences: `adapter`.
+    noun: str
+    #: Key of the names in Redis.
+    key: str
+    folder_variable: str
+    #: Title and value of the column that only this kind has.
+    column: tuple[str, Callable[[RegisteredAdapter], int]]
+
+
+@contextmanager
+def _stores_of_names(broker_url: str | None) -> Iterator[list[JobStore]]:
+    """Connect to the broker or all its shards; an invalid field becomes a usage error."""
+    from batchmill.producer.errors import AdapterRefused
+
+    with open_stores(broker_url) as stores:
+        try:
+            yield stores
+        except AdapterRefused as error:
+            raise usage_error(str(error)) from None
+
+
+def stored_version(
+    kind: NameRegistry,
+    source: Path,
+    folder: Path | None,
+    store: Callable[[Path, Path], RegisteredAdapter],
+) -> RegisteredAdapter:
+    """Copy a version to the workers' folder; return it without its name.
+
+    Args:
+        kind: What it is.
+        source: What the operator gave.
+        folder: Where workers look; None is what the environment says.
+        store: Checks the source, copies it to a folder, and returns the version.
+
+    Raises:
+        CommandError: it cannot be used, or there is no folder.
+    """
+    from batchmill.engine.errors import AdapterError
+
+    given = folder or os.environ.get(kind.folder_variable)
+    if not given:
+        raise usage_error(
+            f"the workers' folder of {kind.noun}s is not known: give --folder, or set "
+            f"{kind.folder_variable}"
+        )
+    try:
+        return store(source, Path(given).expanduser())
+    except AdapterError as error:
+        raise CommandError(
+            f"{source}: {error}", code="adapter_refused", exit_code=ExitCode.USAGE
+        ) from None
+
+
+def register(
+    kind: NameRegistry, adapter: RegisteredAdapter, broker_url: str | None, *, as_json: bool
+) -> None:
+    """Let a name stand for a version, and say so."""
+    from batchmill.producer.store.adapters import register_adapter
+
+    with _stores_of_names(broker_url) as stores:
+        before, *_ = [register_adapter(store, adapter, kind.key) for store in stores]
+    if as_json:
+        print_json(adapter.model_dump(mode="json"))
+        return
+    title, value = kind.column
+    print(
+        f"{adapter.name} is version {adapter.digest} of {adapter.model}, {title} {value(adapter)}."
+    )
+    if before is not None and before.digest != adapter.digest:
+        print(f"Jobs that were submitted before run with {before.digest}.")
+
+
+def list_names(kind: NameRegistry, broker_url: str | None, *, as_json: bool) -> None:
+    """Print all names that jobs may give."""
+    from batchmill.producer.plural import pluralize
+    from batchmill.producer.store.adapters import read_adapters
+
+    with _stores_of_names(broker_url) as stores:
+        found = stores[0].read(read_adapters(kind.key))
+    if as_json:
+        print_json({f"{kind.noun}s": [each.model_dump(mode="json") for each in found]})
+        return
+    title, value = kind.column
+    print_table(
+        pluralize(len(found), kind.noun),
+        ("name", "model", "version", title, "size", "tenants", "added"),
+        (_row(each, value(each)) for each in found),
+    )
+
+
+def remove_name(kind: NameRegistry, name: str, broker_url: str | None, *, as_json: bool) -> None:
+    """Let a name stand for nothing.
+
+    Raises:
+        CommandError: it stood for nothing before.
+    """
+    from batchmill.producer.store.adapters import remove_adapter
+
+    with _stores_of_names(broker_url) as stores:
+        were_removed = [remove_adapter(store, name, kind.key) for store in stores]
+    if not any(were_removed):
+        raise CommandError(
+            f"{kind.noun} {name!r} does not exist: `batchmill {kind.command} list` shows all",
+            code="unknown_adapter",
+            exit_code=ExitCode.NOT_FOUND,
+        )
+    if as_json:
+        print_json({"name": name, "removed": True})
+    else:
+        print(f"{name} is removed; new jobs cannot name it.")
+
+
+def _row(adapter: RegisteredAdapter, value: int) -> Sequence[object]:
+    return [
+        adapter.name,
+        adapter.model,
+        adapter.digest,
+        value,
+        f"{adapter.num_bytes / 2**20:.1f} MiB",
+        ", ".join(adapter.tenants) or "all",
+        format_time_ms(adapter.added_at_ms),
+    ]
