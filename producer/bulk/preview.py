@@ -9,14 +9,13 @@ from typing import Any
 
 from batchmill.producer.errors import BulkFileError
 from batchmill.producer.files.source import RecordFile
-from batchmill.producer.job.document import GenerationJob
 from batchmill.producer.job.line import BulkLine
-from batchmill.producer.job.messages import Message, TextPart
 from batchmill.producer.settings import ProducerSettings
 from batchmill.producer.store.submission import explanation_tokens
 
 from .lines import check_template, read_lines, with_media
 from .options import BulkOptions
+from .prompt_texts import Content, contents
 from .usage import Tokens
 
 _NUM_SHOWN = 3
@@ -78,8 +77,10 @@ class TokenCounter:
         else:
             self.description = f"with {path}, without the chat template"
 
-    def count(self, text: str) -> int:
+    def count(self, text: Content) -> int:
         """Return the number of tokens of a text."""
+        if not isinstance(text, str):
+            return len(text)
         if self._tokenizer is None:
             return len(text.encode()) // _BYTES_PER_TOKEN + 1
         return len(self._tokenizer.encode(text).ids)
@@ -113,30 +114,14 @@ def _add(found: Preview, line: BulkLine, counter: TokenCounter, settings: Produc
     if len(found.shown) < _NUM_SHOWN:
         found.shown.append(line)
     tokens = found.usage.setdefault(line.job.model or settings.served_name, Tokens())
-    if isinstance(line.job.prompt, list):
-        tokens.prompt += len(line.job.prompt)
-    else:
-        tokens.prompt += sum(counter.count(text) for _, text in prompt_texts(line.job))
-    tokens.output += line.job.max_tokens * line.job.n
+    tokens.prompt += sum(times * counter.count(each) for times, each in contents(line.job))
+    section = line.job.section
+    tokens.output += (
+        line.job.max_tokens * line.job.n if section is None else section.num_output_tokens
+    )
     num_explain_tokens = explanation_tokens(line.job)
     found.num_explain_tokens += num_explain_tokens
     tokens.prompt += num_explain_tokens
-
-
-def prompt_texts(job: GenerationJob) -> list[tuple[str, str]]:
-    """Return the role and the text of each message, or the prompt without a role."""
-    if job.messages is None:
-        text = job.prompt
-        return [("", text if isinstance(text, str) else f"{len(text or ())} token ids")]
-    return [(message.role, _shown(message)) for message in job.messages]
-
-
-def _shown(message: Message) -> str:
-    """Return the text of a message, and the kind of each picture and sound."""
-    shown = (
-        part.text if isinstance(part, TextPart) else f"[{part.type}]" for part in message.parts
-    )
-    return "\n".join(shown)
 
 
 def _tokenizer_file(path: Path) -> Path:

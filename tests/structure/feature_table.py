@@ -15,6 +15,7 @@ from pathlib import Path
 from batchmill.engine import PoolingParams, SamplingParams
 from batchmill.engine.contract.aliases import ALIASES
 from batchmill.engine.contract.unsupported import UNSUPPORTED_FIELDS
+from batchmill.producer.job.document_schema import job_schema
 from batchmill.worker.cli.setting_docs import field_comments
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -124,6 +125,54 @@ def _pooled() -> str:
     return _POOLED + "\n".join(rows) + "\n"
 
 
+_ASKED = """
+## What a job can ask for besides text
+
+| field of a job | what it does | page | test |
+|---|---|---|---|
+"""
+#: The page and the test of each field.
+ASKED = {
+    "decision": (
+        "deciding.md",
+        "tests/engine/plans/test_decision.py::test_answers_equal_those_of_transformers",
+    ),
+    "embedding": (
+        "embeddings.md",
+        f"{_POOLED_FILE}::test_a_vector_does_not_depend_on_its_batch_and_chunks",
+    ),
+    "scoring": (
+        "embeddings.md",
+        f"{_POOLED_FILE}::test_scores_of_a_classification_head_equal_transformers",
+    ),
+    "explain": (
+        "explaining.md",
+        "tests/engine/plans/test_planted_documents.py::test_attribution_names_the_planted_document",
+    ),
+    "explain_similarity": (
+        "explaining.md",
+        "tests/engine/plans/test_explain.py"
+        "::test_samples_are_grouped_by_the_distance_of_their_embeddings",
+    ),
+    "select": (
+        "jobs.md",
+        "tests/worker/jobs/test_selection.py"
+        "::test_the_first_sample_with_the_most_frequent_answer_is_selected",
+    ),
+}
+
+
+def _asked() -> str:
+    """Return the table of what a job can ask for besides text."""
+    known = job_schema()["properties"]
+    rows = [
+        f"| `{name}` | {_cell(' '.join(known[name]['description'].split()))} | [{page}]({page}) | "
+        f"`{test}` |"
+        for name, (page, test) in ASKED.items()
+    ]
+    return _ASKED + "\n".join(rows) + "\n"
+
+
 def marked_tests() -> dict[str, list[str]]:
     """Return the tests that are marked with each control, as `path::name`."""
     found: dict[str, list[str]] = {}
@@ -168,6 +217,7 @@ def page() -> str:
         + "\n"
         + _SAMPLES
         + _pooled()
+        + _asked()
         + "\n".join([*checks, *refused, ""])
     )
 

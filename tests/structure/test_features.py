@@ -6,7 +6,7 @@ from dataclasses import fields
 
 from batchmill.engine import SamplingParams
 
-from .feature_table import PAGE, marked_tests, page
+from .feature_table import ASKED, PAGE, ROOT, marked_tests, page
 
 
 def test_the_page_of_request_controls_is_current() -> None:
@@ -15,3 +15,9 @@ def test_the_page_of_request_controls_is_current() -> None:
 
 def test_every_control_has_a_test_and_every_mark_names_a_control() -> None:
     assert set(marked_tests()) == {field.name for field in fields(SamplingParams)}
+
+
+def test_the_tests_that_the_page_names_exist() -> None:
+    for test in [test for _, test in ASKED.values()]:
+        path, _, name = test.partition("::")
+        assert f"def {name}(" in (ROOT / path).read_text(), test

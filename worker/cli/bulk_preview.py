@@ -68,16 +68,17 @@ def _report(found: Preview, options: BulkOptions, model: str, cost: Cost | None)
 
 
 def _prompt(line: BulkLine, model: str) -> list[str]:
-    from batchmill.producer.bulk.preview import prompt_texts
+    from batchmill.producer.bulk.prompt_texts import prompt_texts
 
     assert line.job is not None
-    title = f"--- {line.custom_id} ({line.job.model or model}, max_tokens {line.job.max_tokens})"
+    kind = line.job.section_name or f"max_tokens {line.job.max_tokens}"
+    title = f"--- {line.custom_id} ({line.job.model or model}, {kind})"
     texts = prompt_texts(line.job)
     return [title, *(f"{role}: {text}" if role else text for role, text in texts)]
 
 
 def _data(found: Preview, cost: Cost | None) -> dict[str, Any]:
-    from batchmill.producer.bulk.preview import prompt_texts
+    from batchmill.producer.bulk.prompt_texts import prompt_texts
 
     from .bulk_summary import cost_data
 

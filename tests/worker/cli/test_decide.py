@@ -66,10 +66,13 @@ def test_a_table_gets_columns_for_each_question(running_mill: Mill, tmp_path: Pa
     source, out, questions = tmp_path / "in.csv", tmp_path / "out.csv", tmp_path / "q.json"
     source.write_text("id,topic\n" + "".join(f"{n},text {n}\n" for n in range(5)))
     questions.write_text(json.dumps({"questions": QUESTIONS, "rotations": 2}))
-    done = call(
-        *("bulk", str(source), "-o", str(out), "--template", "{topic}"),
-        *("--decide", str(questions), "--probabilities", "--broker-url", running_mill.url),
-    )
+    bulk = ("bulk", str(source), "--template", "{topic}", "--decide", str(questions))
+    before = call(*bulk, "--dry-run")
+    assert "state: text 0" in before.stdout
+    told = json.loads(call(*bulk, "--dry-run", "--json").stdout)
+    assert told["prompt_tokens"] > 5 * 3 * 2 * 5  # rows, questions and rotations, and words of each
+    assert told["max_output_tokens"] == 5 * 3 * 2
+    done = call(*bulk, "-o", str(out), "--probabilities", "--broker-url", running_mill.url)
     assert done.returncode == 0, done.stderr
     rows = list(csv.DictReader(io.StringIO(out.read_text())))
     assert list(rows[0]) == [
