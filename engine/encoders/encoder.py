@@ -14,6 +14,7 @@ from torch import Tensor
 
 from batchmill.engine.memory.kv_cache import KVCache
 from batchmill.engine.step.step_inputs import StepInputs
+from batchmill.kernels.ops.dispatch import Backend
 from batchmill.kernels.ops.linear import Linear, make_linear
 
 from .config import EncoderConfig
@@ -40,7 +41,11 @@ class _Layer:
     @classmethod
     def of(cls, weights: EncoderLayerWeights) -> _Layer:
         def linear(affine: Affine) -> Linear:
-            return make_linear(affine.weight, affine.bias)
+            # Hundreds of rows at once: in float32 torch's own product is faster, and its threads
+            # are those of attention.
+            is_float32 = affine.weight.dtype == torch.float32
+            backend: Backend = "reference" if is_float32 else "auto"
+            return make_linear(affine.weight, affine.bias, backend=backend)
 
         return cls(
             linear(weights.qkv),
