@@ -147,9 +147,10 @@ class EngineConfig:
     #: a GPU. It changes no token; a request that ends by a stop token or string is computed one
     #: step too far. Never with `num_speculative_tokens`.
     overlap: bool | Literal["auto"] = _switch()
-    #: Whether decode steps are recorded when the engine starts, for 14 batch sizes, and replayed;
-    #: "auto" is on for our decoder on a CUDA GPU if it reads nothing on the host meanwhile. It
-    #: changes no token, and gains nothing without a GPU.
+    #: Whether steps are recorded when the engine starts and replayed: decodes for 14 batch sizes,
+    #: and steps with prompts for some sizes up to 512 tokens; "auto" is on for our decoder on a
+    #: CUDA GPU if it reads nothing on the host meanwhile. It changes no token, and gains nothing
+    #: without a GPU.
     decode_graphs: bool | Literal["auto"] = _switch()
     #: Most draft tokens of a request that one step checks (prompt lookup); 0 is off. It changes no
     #: token but for rounding, as another batch size does. Drafts come from the request's own prompt

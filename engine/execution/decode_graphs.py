@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import gc
 import logging
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Protocol
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from batchmill.engine.errors import EngineError
 from batchmill.engine.memory.kv_cache import KVCache
 from batchmill.engine.models.model import Model
 from batchmill.engine.sampling.sampled_tokens import HostBuffers, SampledTokens
@@ -25,84 +21,13 @@ from batchmill.engine.step.step_inputs import StepInputBuilder, StepInputs
 from batchmill.engine.step.upload import Uploader
 from batchmill.kernels.ops.sample import sample
 
+from .graph_recorder import Recorder, recorder_for
+
 #: Batch sizes with a graph; others are padded to the next. Finer steps save nothing above 64,
 #: because a matrix unit works on 64 rows at once.
 GRAPH_SIZES = (1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128, 160, 192, 256)
-#: Runs before a capture, in which kernels are compiled and libraries choose their algorithms.
-NUM_WARM_UPS = 2
 
 _log = logging.getLogger(__name__)
-
-
-class Recorder(Protocol):
-    """Records work on tensors with fixed addresses, so that it can be replayed."""
-
-    def record(self, work: Callable[[], None]) -> Callable[[], None]:
-        """Run the work, and return a function that runs it again on the same memory."""
-
-
-class PlainRecorder:
-    """Replays the work by calling it: works on any device, and saves nothing."""
-
-    def record(self, work: Callable[[], None]) -> Callable[[], None]:
-        """See `Recorder.record`."""
-        return work
-
-
-class CudaGraphRecorder:
-    """Captures the work in a CUDA graph; all graphs of a recorder share one memory pool.
-
-    They also share one stream, used for warm-up and capture only: cuBLAS keeps a workspace (32 MiB
-    on sm_90) per stream, and some versions of torch free it with any graph that was captured on
-    that stream, while other graphs still use it.
-
-    Source: PyTorch, "CUDA Graphs", sections on whole-network capture and on sharing memory; its
-    issue 193402 for the workspace.
-    """
-
-    def __init__(self) -> None:
-        gc.collect()  # frees the graphs and buffers of an engine that was dropped
-        self._pool = torch.cuda.graph_pool_handle()
-        self._stream = torch.cuda.Stream()
-
-    def record(self, work: Callable[[], None]) -> Callable[[], None]:
-        """See `Recorder.record`.
-
-        Raises:
-            EngineError: the work cannot be captured.
-        """
-        self._stream.wait_stream(torch.cuda.current_stream())
-        graph = torch.cuda.CUDAGraph()
-        try:
-            with torch.cuda.stream(self._stream):
-                for _ in range(NUM_WARM_UPS):
-                    work()
-            torch.cuda.current_stream().wait_stream(self._stream)
-            with (
-                _no_garbage_collection(),
-                torch.cuda.graph(graph, pool=self._pool, stream=self._stream),
-            ):
-                work()
-        except RuntimeError as error:
-            raise EngineError(
-                f"a decode step cannot be captured in a CUDA graph ({type(error).__name__}: "
-                f"{error}): set decode_graphs=False (BATCHMILL_DECODE_GRAPHS=off) to run steps "
-                "kernel by kernel"
-            ) from error
-        replay: Callable[[], None] = graph.replay
-        return replay
-
-
-@contextmanager
-def _no_garbage_collection() -> Iterator[None]:
-    """Pause garbage collection: it may call the driver, which a capture does not allow."""
-    was_enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was_enabled:
-            gc.enable()
 
 
 @dataclass(frozen=True, slots=True)
@@ -203,14 +128,12 @@ class DecodeGraphs:
             rows: Has the requests' controls and last tokens.
             builder: Has the requests' block tables.
             max_model_len: Most tokens of one request.
-            recorder: Records the steps; None is CUDA graphs on a GPU, and plain calls elsewhere.
+            recorder: Records the steps; None is `recorder_for` the device.
         """
         device = model.device
-        if recorder is None:
-            recorder = CudaGraphRecorder() if device.type == "cuda" else PlainRecorder()
         self._model, self._kv_cache, self._rows, self._builder = model, kv_cache, rows, builder
         self._max_model_len = max_model_len
-        self._recorder = recorder
+        self._recorder = recorder or recorder_for(device)
         self._uploader = Uploader(device)
         self.sizes = _sizes_for(rows.num_rows)
         most, max_num_blocks = self.sizes[-1], -(-max_model_len // kv_cache.block_size)
@@ -253,6 +176,11 @@ class DecodeGraphs:
         if batch.has_adapters or batch.is_steered or batch.chunks:
             return False
         return 0 < len(batch.decodes) <= self.sizes[-1]
+
+    @property
+    def logits(self) -> Tensor:
+        """The buffer of the logits, [largest size, vocab_size] float32."""
+        return self._logits
 
     def can_sample(self, batch: ScheduledBatch) -> bool:
         """Return whether the rows of a batch have no controls but numbers."""

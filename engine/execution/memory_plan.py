@@ -10,9 +10,9 @@ from batchmill.engine.memory.device_memory import gib
 
 from .decode_graphs import GRAPH_SIZES
 
-#: Reserved on a GPU for captured decode graphs: the nodes of about 14 graphs of about 300 kernels.
-#: An estimate, to be measured on a GPU.
-GRAPH_NODE_BYTES = 256 * 1024**2
+#: Reserved on a GPU for captured steps: the nodes of about 30 graphs of about 300 kernels. An
+#: estimate, to be measured on a GPU.
+GRAPH_NODE_BYTES = 512 * 1024**2
 
 
 @dataclass(frozen=True, slots=True)

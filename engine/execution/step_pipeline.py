@@ -22,6 +22,8 @@ from batchmill.engine.step.request_rows import RequestRows
 from batchmill.engine.step.step_inputs import StepInputBuilder, StepInputs
 
 from .decode_graphs import DecodeGraphs, ReplayedStep
+from .graph_recorder import recorder_for
+from .padded_graphs import PaddedGraphs
 from .warm_up import warm_up_kernels
 
 
@@ -82,7 +84,7 @@ class StepPipeline:
             kv_cache: Holds keys and values between steps.
             max_num_seqs: Most requests of one step.
             max_model_len: Most tokens of one request.
-            decode_graphs: Whether to record steps that only decode now, and replay them later.
+            decode_graphs: Whether to record steps now, and replay them later.
             score_head: The model's classification head, for pooled requests.
             feature_source: Has the features of media; None if the model takes none.
 
@@ -97,20 +99,41 @@ class StepPipeline:
             device=model.device,
             feature_source=feature_source,
             uses_grids=model.config.uses_grids,
+            splits_drafts=model.device.type != "cpu",
         )
         self._runner = ModelRunner(model, kv_cache, model.device)
         self._sampler = Sampler(model.config.vocab_size, self._rows)
         self._pooler = Pooler(score_head)
         self._graphs: DecodeGraphs | None = None
+        self._padded: PaddedGraphs | None = None
         if model.device.type != "cpu":
             warm_up_kernels(model, kv_cache)
         if decode_graphs:
-            self._graphs = DecodeGraphs(
-                model, kv_cache, self._rows, self._builder, max_model_len=max_model_len
-            )
-            self._graphs.record_all()
+            self._record(model, kv_cache, max_model_len)
         self._in_flight: deque[_LaunchedStep] = deque()
         self._collected_at_s = 0.0
+
+    def _record(self, model: Model, kv_cache: KVCache, max_model_len: int) -> None:
+        """Record steps; the largest first, so that the others fit into their memory."""
+        recorder = recorder_for(model.device)  # one, so that all graphs share their memory
+        self._graphs = DecodeGraphs(
+            model,
+            kv_cache,
+            self._rows,
+            self._builder,
+            max_model_len=max_model_len,
+            recorder=recorder,
+        )
+        if not model.config.uses_grids:
+            self._padded = PaddedGraphs(
+                model,
+                kv_cache,
+                self._graphs.logits,
+                max_model_len=max_model_len,
+                recorder=recorder,
+            )
+            self._padded.record_all()
+        self._graphs.record_all()
 
     @property
     def num_in_flight(self) -> int:
@@ -189,7 +212,11 @@ class StepPipeline:
             return
         if self._graphs is not None:
             self._graphs.unload()
-        step.logits, states = self._runner.compute(self._builder.build(step.sampled_batch))
+        inputs = self._builder.build(step.sampled_batch)
+        if self._padded is not None and self._padded.can_replay(inputs):
+            step.logits, step.kind = self._padded.compute(inputs), StepKind.PADDED
+            return
+        step.logits, states = self._runner.compute(inputs)
         step.pooled = self._pooler.launch(states, step.batch)
 
     def _sample(self, step: _LaunchedStep) -> None:

@@ -22,6 +22,8 @@ class StepKind(enum.StrEnum):
     #: Only decodes, kernel by kernel: graphs are off, the batch is too large for them, or a request
     #: has a LoRA adapter.
     DECODE = "decode"
+    #: With prompt chunks or draft tokens, replayed from a graph of a padded size.
+    PADDED = "padded"
     #: Decodes, some with draft tokens, kernel by kernel.
     SPECULATION = "speculation"
     #: With prompt chunks, kernel by kernel.

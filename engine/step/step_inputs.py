@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from itertools import chain
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
@@ -106,6 +106,7 @@ class StepInputBuilder:
         device: torch.device | str,
         feature_source: FeatureSource | None = None,
         uses_grids: bool = False,
+        splits_drafts: bool = False,
     ) -> None:
         """Allocate the block tables of all rows.
 
@@ -116,7 +117,12 @@ class StepInputBuilder:
             device: Where the model runs.
             feature_source: Has the features of media; None if the model takes none.
             uses_grids: Whether the model rotates the tokens of a picture by time, row and column.
+            splits_drafts: Whether each draft token becomes a sequence of its own, with one token
+                and its request's blocks. A GPU then attends to them with its decode kernel, which
+                divides long contexts among its multiprocessors; keys are written before they are
+                read, so each token sees the drafts before it.
         """
+        self._splits_drafts = splits_drafts
         self._feature_source = feature_source
         self._uses_grids = uses_grids
         self._rows = rows
@@ -146,6 +152,9 @@ class StepInputBuilder:
         num_decodes = len(batch.decodes)
         state_rows = _rows_with_states(batch, layout)
         wanted_rows = np.concatenate([_rows_with_logits(batch, layout), state_rows])
+        seqs = _Sequences(layout.cu_seqlens_q, layout.seq_lens, block_tables)
+        if self._splits_drafts and batch.has_drafts:
+            seqs = _split_drafts(batch, seqs)
         ids, positions, slot_mapping, sample_rows, decode_rows, tables, starts, lengths = (
             self._uploader.upload(
                 _input_ids(batch),
@@ -153,9 +162,9 @@ class StepInputBuilder:
                 slots,
                 wanted_rows,
                 rows[:num_decodes],
-                block_tables,
-                layout.cu_seqlens_q.astype(np.int32),
-                layout.seq_lens.astype(np.int32),
+                seqs.block_tables,
+                seqs.cu_seqlens_q.astype(np.int32),
+                seqs.seq_lens.astype(np.int32),
             )
         )
         if num_decodes:
@@ -168,7 +177,7 @@ class StepInputBuilder:
             cu_seqlens_q=starts,
             seq_lens=lengths,
             sample_rows=sample_rows,
-            max_query_len=max((item.num_new_tokens for item in batch.chunks), default=1),
+            max_query_len=int(np.diff(seqs.cu_seqlens_q).max()),
             max_seq_len=int(layout.seq_lens.max()),
             num_states=len(state_rows),
             token_types=self._token_types(batch),
@@ -304,6 +313,32 @@ class _Layout:
     cu_seqlens_q: NDArray[np.int64]  # [num_seqs + 1]
     seqs: NDArray[np.int64]  # [num_tokens]: index of the request of each token
     positions: NDArray[np.int64]  # [num_tokens]
+
+
+class _Sequences(NamedTuple):
+    """The sequences of a batch as attention sees them."""
+
+    cu_seqlens_q: NDArray[np.int64]  # [num_seqs + 1]
+    seq_lens: NDArray[np.int64]  # [num_seqs]
+    block_tables: NDArray[np.int32]  # [num_seqs, max_blocks]
+
+
+def _split_drafts(batch: ScheduledBatch, seqs: _Sequences) -> _Sequences:
+    """Make a sequence of one token of each draft token, and of the token before it."""
+    counts = np.diff(seqs.cu_seqlens_q)
+    num_decodes = len(batch.decodes)
+    has_drafts = np.array([bool(item.draft_token_ids) for item in batch.chunks], dtype=np.bool_)
+    parts = np.ones_like(counts)
+    parts[num_decodes:][has_drafts] = counts[num_decodes:][has_drafts]
+    of_part = np.repeat(np.arange(len(counts)), parts)
+    # Of a request's parts the first is as much shorter as there are others, and the last is whole.
+    num_after = np.cumsum(parts)[of_part] - 1 - np.arange(len(of_part))
+    lengths = np.where(parts[of_part] > 1, 1, counts[of_part])
+    return _Sequences(
+        np.concatenate([[0], np.cumsum(lengths)]),
+        seqs.seq_lens[of_part] - num_after,
+        seqs.block_tables[of_part],
+    )
 
 
 def _rows_with_logits(batch: ScheduledBatch, layout: _Layout) -> NDArray[np.int64]:

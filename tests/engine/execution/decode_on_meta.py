@@ -21,6 +21,8 @@ from transformers import PreTrainedConfig, Qwen3Config, Qwen3MoeConfig
 
 from batchmill.engine.execution import decode_graphs
 from batchmill.engine.execution.decode_graphs import GRAPH_SIZES, DecodeGraphs
+from batchmill.engine.execution.graph_recorder import PlainRecorder
+from batchmill.engine.execution.padded_graphs import PaddedGraphs
 from batchmill.engine.memory.kv_cache import KVCache
 from batchmill.engine.models.decoder import DecoderModel
 from batchmill.engine.models.families import read_model_config
@@ -51,10 +53,9 @@ def meta(*shape: int, dtype: torch.dtype = torch.int64) -> torch.Tensor:
     return torch.empty(shape, dtype=dtype, device="meta")
 
 
-def decode(
+def made(
     config: PreTrainedConfig, kv_dtype: torch.dtype, quantization: str | None = None
-) -> Counter[str]:
-    """Return the Triton kernels of one decode step and its sampling."""
+) -> tuple[DecoderModel, KVCache]:
     native = read_model_config({**config.to_dict(), "architectures": config.architectures})
     weights = allocate_weights(native, torch.bfloat16, "meta")
     model = DecoderModel(native, weights, backend="triton", quantization=quantization)
@@ -68,6 +69,14 @@ def decode(
         dtype=kv_dtype,
         device="meta",
     )
+    return model, kv_cache
+
+
+def decode(
+    config: PreTrainedConfig, kv_dtype: torch.dtype, quantization: str | None = None
+) -> Counter[str]:
+    """Return the Triton kernels of one decode step and its sampling."""
+    model, kv_cache = made(config, kv_dtype, quantization)
     inputs = StepInputs(
         input_ids=meta(NUM_SEQS),
         positions=meta(NUM_SEQS),
@@ -79,7 +88,7 @@ def decode(
         max_query_len=1,
         max_seq_len=130,
     )
-    logits = meta(NUM_SEQS, native.vocab_size, dtype=torch.float32)
+    logits = meta(NUM_SEQS, model.config.vocab_size, dtype=torch.float32)
     one, whole = meta(NUM_SEQS, dtype=torch.float32), meta(NUM_SEQS)
 
     def step() -> None:
@@ -102,6 +111,18 @@ def replay_all(model: DecoderModel, kv_cache: KVCache) -> None:
         for size in graphs.sizes:
             graphs._forwards[size]()
             graphs._samplings[size]()
+
+
+def padded_step(model: DecoderModel, kv_cache: KVCache) -> Counter[str]:
+    """Return the kernels of a step with prompts, of each size; they must be the same."""
+    logits = meta(GRAPH_SIZES[-1], model.config.vocab_size, dtype=torch.float32)
+    graphs = PaddedGraphs(model, kv_cache, logits, max_model_len=144, recorder=PlainRecorder())
+    with NoHostTensors():  # type: ignore[no-untyped-call]
+        graphs.record_all()
+        launched = [record_launches(KERNELS, each) for each in graphs._replays.values()]
+    found = [Counter(each.name for each in launches) for launches in launched]
+    assert all(each == found[0] for each in found)
+    return found[0]
 
 
 class NoHostTensors(TorchDispatchMode):
@@ -153,6 +174,7 @@ def main() -> None:
                 "dense, fp8 cache": decode(dense, torch.float8_e4m3fn),
                 "dense, fp8 weights": decode(dense, torch.float8_e4m3fn, "fp8"),
                 "sparse": decode(sparse, torch.bfloat16),
+                "padded": padded_step(*made(dense, torch.bfloat16)),
             }
         )
     )

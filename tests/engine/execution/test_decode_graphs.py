@@ -13,7 +13,8 @@ import torch
 
 from batchmill.engine import ConfigError, Engine, EngineConfig, SamplingParams
 from batchmill.engine.errors import EngineError
-from batchmill.engine.execution.decode_graphs import GRAPH_SIZES, CudaGraphRecorder
+from batchmill.engine.execution.decode_graphs import GRAPH_SIZES
+from batchmill.engine.execution.graph_recorder import CudaGraphRecorder
 from batchmill.engine.sampling.sampled_tokens import HostBuffers
 from batchmill.engine.step.upload import Uploader, pack, packed_size, unpack
 
@@ -109,7 +110,43 @@ def test_requests_that_come_and_go_get_the_same_tokens(
             step += 1
         results.append(outputs)
     assert results[0] == results[1] == results[2]
-    assert kinds(engine)["graph"] > 0
+    assert min(kinds(engine)["graph"], kinds(engine)["padded"]) > 0
+
+
+@pytest.mark.parametrize("lengths", [[1], [28], [29], [30], [230, 230, 49]], ids=sum)
+def test_step_with_prompts_is_padded_to_the_next_size(
+    make_engine: Callable[..., Engine], lengths: list[int]
+) -> None:
+    outputs = []
+    for decode_graphs in (False, True):
+        engine = make_engine(
+            num_blocks=100,
+            block_size=16,
+            max_model_len=250,
+            max_num_seqs=20,
+            max_num_batched_tokens=520,
+            decode_graphs=decode_graphs,
+        )
+        for index in range(3):
+            engine.add_request(str(index), [index, 7, 9], greedy(4))
+        engine.step()
+        for number, length in enumerate(lengths):  # beside three decodes
+            engine.add_request(f"long {number}", [length % 250] * length, greedy(3))
+        outputs.append(outputs_of(engine))
+    assert outputs[0] == outputs[1]
+    assert kinds(engine) == {"padded": 2, "graph": 2}
+
+
+def test_step_that_fits_no_padded_size_runs_kernel_by_kernel(
+    make_engine: Callable[..., Engine],
+) -> None:
+    engine = make_engine(
+        num_blocks=100, block_size=16, max_model_len=250, max_num_batched_tokens=520
+    )
+    for index in range(3):
+        engine.add_request(str(index), [index] * 171, greedy(2))
+    outputs_of(engine)
+    assert kinds(engine) == {"prefill": 1, "graph": 1}
 
 
 def test_padding_writes_to_no_block_and_reads_only_unused_ones(
@@ -136,7 +173,7 @@ def test_padding_writes_to_no_block_and_reads_only_unused_ones(
         assert changed.sum().item() <= len(prompts), "each request writes to one slot"
     outputs = outputs_of(engine)
     assert [outputs[str(index)] for index in range(5)] == [each.token_ids for each in expected]
-    assert kinds(engine) == {"prefill": 1, "graph": 7}
+    assert kinds(engine) == {"padded": 1, "graph": 7}
     for tensor in live:
         tensor[free] = 0
 
@@ -186,7 +223,7 @@ def test_block_begun_in_a_step_that_ran_out_of_memory_reaches_the_next_replay(
     engine.add_request("a", prompts["a"], greedy(12))
     engine.step()
     engine.step()
-    assert kinds(engine) == {"prefill": 1, "graph": 1}
+    assert kinds(engine) == {"padded": 1, "graph": 1}
     engine.add_request("b", prompts["b"], greedy(12))
     fuse.error, fuse.max_num_tokens = MemoryError(), 8
     engine.step()  # "a" begins its second block in it

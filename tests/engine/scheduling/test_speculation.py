@@ -7,6 +7,7 @@ import random
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -22,6 +23,7 @@ from batchmill.engine.scheduling.scheduled_batch import (
     StepKind,
 )
 from batchmill.engine.scheduling.speculation import verify_drafts
+from batchmill.engine.step.step_inputs import StepInputs
 
 from ..tiny_model import POISON, Fuse, run
 from ..traces import check_equal, random_trace, resume, run_trace
@@ -331,7 +333,30 @@ def test_recorded_decode_steps_continue_from_the_last_accepted_draft(
     assert outputs[-1].token_ids == free.token_ids
     kinds = engine.stats().num_steps_by_kind
     assert kinds[StepKind.GRAPH] > 0
-    assert kinds[StepKind.SPECULATION] > 0
+    assert kinds[StepKind.PADDED] > 0
+
+
+@pytest.mark.parametrize("decode_graphs", [False, True], ids=["kernels", "graphs"])
+def test_drafts_as_sequences_of_one_token_give_the_same_tokens(
+    make_engine: Callable[..., Engine], decode_graphs: bool
+) -> None:
+    """As on a GPU, whose decode kernel then attends to them."""
+    (free,) = make_engine().generate([PROMPT], SAMPLED)
+    engine = make_engine(drafts=5, decode_graphs=decode_graphs)
+    engine._pipeline._builder._splits_drafts = True
+    query_lens: list[int] = []
+    forward = engine._loaded.model.forward
+
+    def watched(inputs: StepInputs, *args: Any) -> Any:
+        query_lens.append(inputs.max_query_len)
+        return forward(inputs, *args)
+
+    if not decode_graphs:
+        engine._pipeline._runner._model = SimpleNamespace(forward=watched)
+    outputs = generate(engine, SAMPLED, Oracle(free.token_ids, random.Random(3), 0.1))
+    assert outputs[-1].token_ids == free.token_ids
+    assert engine.stats().num_accepted_tokens > 0
+    assert set(query_lens[1:]) <= {1}, "no step after the prompt's needs the prefill kernel"
 
 
 @pytest.mark.parametrize(
