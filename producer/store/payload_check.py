@@ -90,7 +90,7 @@ def _referred(store: JobStore, names: Sequence[str]) -> set[str]:
     """Return the objects that a record or a dead letter refers to."""
     ids = sorted({name.partition(".")[0] for name in names})
     found: set[str] = set()
-    for kind in (RecordKind.JOB, RecordKind.LETTER):
+    for kind in (RecordKind.JOB, RecordKind.LETTER, RecordKind.MEDIA):
         for values in store.run(look_calls.look(kind, ids)):
             references = (read_reference(beginning) for _, beginning in values)
             found.update(reference.name for reference in references if reference)

@@ -15,6 +15,7 @@ from batchmill.producer import Client, KeyMissing
 from batchmill.producer.encryption.key_ring import NO_KEYS, EncryptionKey, KeyRing, new_key
 from batchmill.producer.payloads.object_store import ObjectStore
 from batchmill.producer.protocol import keys
+from batchmill.producer.protocol.calls import media as media_calls
 from batchmill.producer.protocol.calls import outbox as outbox_calls
 from batchmill.producer.protocol.calls import rewrap as calls
 from batchmill.producer.protocol.calls.rewrap import RecordKind
@@ -42,6 +43,8 @@ from .conftest import Mill, expected_tokens
 OLD, NEW = new_key("old"), new_key("new")
 PROMPT, TEXT = "CANARY prompt", b"CANARY text"
 LARGE = json.dumps({"prompt": "CANARY " * 200, "max_tokens": 4, "seed": 7})
+#: One that stays in Redis, and one that is so large that it does not.
+MEDIA = tuple(b"\x89PNG\r\n\x1a\n" + b"CANARY" * number for number in (2, 200))
 FILE_ID = "file-" + "0" * 32
 
 
@@ -79,9 +82,13 @@ def place(redis_url: str, tmp_path: Path) -> Iterator[Site]:
     redis.close()
 
 
-def settings(*ring: EncryptionKey) -> ProducerSettings:
+def settings(*ring: EncryptionKey, place: Site | None = None) -> ProducerSettings:
     text = ",".join(key.to_text() for key in ring)
-    return ProducerSettings(encryption_keys=SecretStr(text) if ring else None)
+    return ProducerSettings(
+        encryption_keys=SecretStr(text) if ring else None,
+        payload_url=None if place is None else (place.folder / "objects").as_uri(),
+        payload_threshold_bytes=512,
+    )
 
 
 def fill(place: Site, *ring: EncryptionKey) -> None:
@@ -115,6 +122,12 @@ def fill(place: Site, *ring: EncryptionKey) -> None:
     url, policy = "https://example.com/", TargetPolicy()
     receiver, secret = make_receiver("mine", url, ("batch.completed",), policy)
     store.run(create_receiver("acme", receiver, new_secret_value(secret)))
+    for content in MEDIA:
+        with Client(_url(place), settings=settings(*ring, place=place)) as client:
+            media = client.put_media(content)
+    with Client(_url(place), settings=settings(*ring, place=place)) as client:
+        picture = {"type": "image", "media": media}
+        client.submit(messages=[{"role": "user", "content": [picture]}], max_tokens=4)
     kept = FileStore(str(place.folder / "files"), store.key_ring)
     with kept.open_to_write(FILE_ID) as handle:
         handle.write(b"CANARY file")
@@ -148,7 +161,9 @@ def read_all(place: Site, *ring: EncryptionKey) -> list[Any]:
     kept = FileStore(str(place.folder / "files"), store.key_ring)
     with kept.open_to_read(FILE_ID) as handle:
         content = handle.read()
+    media = [name.decode() for name in place.redis.zrange(keys.MEDIA_DUE, 0, -1)]
     return [
+        *sorted(str(store.read(media_calls.content(name))) for name in media),
         *((record.document, record.result) for record in records if record is not None),
         *(store.read_tokens(job_id) for job_id in ("running", "ended", "large")),
         letter.payload,
@@ -172,6 +187,8 @@ def test_everything_is_sealed_anew_and_the_old_key_can_go(place: Site) -> None:
     assert read_all(place, NEW) == before
     for job_id, needed in (("running", NEW.id), ("large", f"@payloads {NEW.id}")):
         assert place.redis.hget(keys.job(job_id), "sealed_with").decode() == needed
+    for key in place.redis.keys(keys.job("*")):
+        assert place.redis.hget(key, "sealed_with").decode().split()[-1] == NEW.id
     # A second run has nothing to do; the objects of the old key are due for deletion.
     assert place.rewrap().num_rewrapped == 0
     assert place.redis.zcount(keys.PAYLOADS, "-inf", "(2000000000000") >= 2

@@ -159,6 +159,11 @@ def _send_by_clients(site: SealedSite) -> None:
             client.submit(prompt=OURS, model="unserved", explain=["attribution"]).id,
             client.submit(embedding={"input": [OURS]}).id,
         ]
+        for number in (2, 200):  # in Redis, and as an object
+            media = client.put_media(b"\x89PNG\r\n\x1a\n" + OURS.encode() * number)
+            part = {"type": "image", "media": media}
+            message = {"role": "user", "content": [part, {"type": "text", "text": OURS}]}
+            client.submit(messages=[message], max_tokens=4, model="unserved")
         question = {"type": "yes_no", "instructions": OURS}
         client.decide({"state": OURS}, {"q": question}, timeout_s=DEADLINE_S)
         batch_lines = [{"prompt": f"{OURS} {i}", "max_tokens": 4} for i in range(2)]

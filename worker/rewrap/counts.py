@@ -19,6 +19,7 @@ class Part(StrEnum):
     LETTERS = "dead letters"
     EVENTS = "webhook events"
     RECEIVERS = "receivers"
+    MEDIA = "media"
     FILE_NAMES = "file names"
     FILES = "files"
     #: Digests of jobs and batches with idempotency keys, which cannot always be made anew.

@@ -32,6 +32,13 @@ _OUTPUT_KEYS: Final[dict[str, Callable[[str], str]]] = {
 }
 
 
+_HASHES: Final[dict[RecordKind, Callable[[str], str]]] = {
+    RecordKind.JOB: keys.job,
+    RecordKind.EVENT: keys.event,
+    RecordKind.MEDIA: keys.media,
+}
+
+
 class RecordRewrap:
     """Rewraps values of records; each is replaced only if nothing has changed it meanwhile.
 
@@ -58,7 +65,7 @@ class RecordRewrap:
             redis.exceptions.RedisError: Redis did not reply.
         """
         wanted = set(names)
-        fields = [name for name in wanted if name not in (*OUTPUTS, "fingerprint")]
+        fields = [name for name in wanted if name not in (*OUTPUTS, "fingerprint", "sealed_with")]
         done = [self._replace(kind, record_id, name) for name in fields]
         num_done, num_changed = done.count(True), done.count(False)
         outputs = [name for name in OUTPUTS if name in wanted]
@@ -165,8 +172,7 @@ def _value(kind: RecordKind, record_id: str, name: str) -> Read[tuple[bytes | No
             pipeline.hget(keys.dead(record_id), name)
             pipeline.hget(keys.dead(record_id), "kind")
         else:
-            key = keys.job(record_id) if kind is RecordKind.JOB else keys.event(record_id)
-            pipeline.hget(key, name)
+            pipeline.hget(_HASHES[kind](record_id), name)
 
     def parse(replies: list[Any]) -> tuple[bytes | None, bytes | None]:
         return replies[0], replies[1] if kind is RecordKind.LETTER else None

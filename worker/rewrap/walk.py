@@ -33,11 +33,14 @@ _KINDS: Final = {
     "file": RecordKind.FILE,
 }
 _KEY: Final = re.compile(rf"{keys.PREFIX}(job|dead|event|file):(.+)".encode(), re.DOTALL)
+#: Field of a job that lists the keys that a worker needs, for the media that it names, too.
+_NEEDED: Final = "sealed_with"
 _PARTS: Final = {
     RecordKind.JOB: Part.JOBS,
     RecordKind.LETTER: Part.LETTERS,
     RecordKind.EVENT: Part.EVENTS,
     RecordKind.RECEIVER: Part.RECEIVERS,
+    RecordKind.MEDIA: Part.MEDIA,
     RecordKind.FILE: Part.FILE_NAMES,
 }
 
@@ -80,8 +83,14 @@ class Walk:
         return True
 
     def _pages(self) -> Iterator[tuple[RecordKind, Sequence[bytes]]]:
-        """Yield the ids of records of one kind, some at a time."""
+        """Yield the ids of records of one kind, some at a time: media before their jobs."""
         client: Any = self._store.client
+        cursor = 0
+        while True:
+            cursor, entries = client.zscan(keys.MEDIA_DUE, cursor, count=_PAGE)
+            yield RecordKind.MEDIA, [name for name, _ in entries]
+            if not cursor:
+                break
         cursor = 0
         while True:
             cursor, names = client.scan(cursor, match=f"{keys.PREFIX}[jdef]*", count=_PAGE)
@@ -112,6 +121,12 @@ class Walk:
         for record_id, values in zip(ids, found, strict=True):
             names: set[str] = set()
             for name, beginning in values:
+                if name == _NEEDED:
+                    others = {each for each in beginning.decode().split() if each[0] != "@"} - {
+                        first
+                    }
+                    names |= {name} if others else set()
+                    continue
                 key_id = _key_id(name, beginning)
                 self._counts.found[_part(kind, name), key_id] += 1
                 if key_id != first:

@@ -20,6 +20,7 @@ class RecordKind(StrEnum):
     JOB = "job"
     LETTER = "letter"
     EVENT = "event"
+    MEDIA = "media"
     RECEIVER = "receiver"
     FILE = "file"
 

@@ -1,6 +1,6 @@
 -- Replace a stored value by the same content under another key, if nothing has changed it meanwhile.
--- KEYS: none. ARGV: kind of the record ('job', 'letter', 'event', 'receiver' or 'file'), id, field, SHA-1 of the value
--- that is replaced (hex), new value.
+-- KEYS: none. ARGV: kind of the record ('job', 'letter', 'event', 'media', 'receiver' or 'file'), id, field, SHA-1 of
+-- the value that is replaced (hex), new value.
 -- Reply: 1, or 0 if another value is stored.
 -- @include keys, payloads, sealed, server
 allow_writes_when_full()
@@ -26,6 +26,8 @@ elseif kind == 'letter' then
   key = dead_key(id)
 elseif kind == 'event' then
   key = event_key(id)
+elseif kind == 'media' then
+  key = media_key(id)
 end
 local now, payload = now_ms(), split_reference(value)
 local has_payload = not payload or is_payload_noted(payload, now)
@@ -39,10 +41,16 @@ if kind == 'job' then
   if field == 'doc' and payload then note_seal_key(id, READS_PAYLOADS) end
   if field == 'doc' and object_key and object_key ~= '-' then note_seal_key(id, object_key) end
   exchange_objects(split_reference(known), now)
-elseif kind == 'letter' then
-  redis.call('SREM', PLAIN_LETTERS, id)
+elseif kind == 'letter' or kind == 'media' then
   if payload then redis.call('ZADD', PAYLOADS, 'XX', now + PAYLOAD_CHECK_MS, payload) end
   local old = split_reference(known)
   if old then redis.call('ZADD', PAYLOADS, 'XX', now, old) end
+end
+if kind == 'letter' then redis.call('SREM', PLAIN_LETTERS, id) end
+if kind == 'media' then
+  -- What `note_media_keys` tells the jobs that name it.
+  local piece, _, object_key = split_sealed(value), split_reference(value)
+  redis.call('HSET', key, 'key_id', piece and piece.key_id or object_key)
+  if payload then redis.call('HSET', key, 'object', payload) else redis.call('HDEL', key, 'object') end
 end
 return 1

@@ -1,10 +1,11 @@
 -- Tell which keys some records are sealed with: the beginnings of their values, which name the key.
--- KEYS: none. ARGV: kind of the records ('job', 'letter', 'event', 'receiver' or 'file'), ids...
+-- KEYS: none. ARGV: kind of the records ('job', 'letter', 'event', 'media', 'receiver' or
+-- 'file'), ids...
 -- Reply: for each id a list of names and beginnings. Of an output that is sealed with several keys there is one
 -- beginning per key; of one that is not sealed it is '-'.
 -- @include keys, sealed
 local SHOWN_BYTES = 512 -- a whole reference to an object, and more than the header of a sealed value
-local JOB_FIELDS = { 'doc', 'result', 'celery_embed', 'fingerprint' }
+local JOB_FIELDS = { 'doc', 'result', 'celery_embed', 'fingerprint', 'sealed_with' }
 local kind = ARGV[1]
 
 local function show(found, name, value)
@@ -62,6 +63,8 @@ for i = 2, #ARGV do
     show_letter(found, dead_key(id))
   elseif kind == 'event' then
     show_fields(found, event_key(id), { 'body' })
+  elseif kind == 'media' then
+    show_fields(found, media_key(id), { 'media' })
   elseif kind == 'receiver' then
     show(found, 'secrets', redis.call('HGET', RECEIVER_SECRETS, id))
   else

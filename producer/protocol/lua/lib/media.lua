@@ -108,7 +108,7 @@ end
 
 local function delete_media(name, now)
   local object = redis.pcall('HGET', media_key(name), 'object')
-  if type(object) == 'string' then redis.call('ZADD', PAYLOADS, 'XX', now, object) end
+  if type(object) == 'string' then redis.call('ZADD', PAYLOADS, now, object) end -- also if the index was lost
   redis.call('DEL', media_key(name), media_jobs_key(name))
   redis.call('ZREM', MEDIA_DUE, name)
 end
