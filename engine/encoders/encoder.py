@@ -1,12 +1,11 @@
-"""The encoder: final states of whole texts, over one flattened batch without padding."""
+"""The encoder: final states of whole texts, over one flattened batch."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
@@ -17,6 +16,7 @@ from batchmill.engine.step.step_inputs import StepInputs
 from batchmill.kernels.ops.dispatch import Backend
 from batchmill.kernels.ops.linear import Linear, make_linear
 
+from .attention import TextGroup, text_groups
 from .config import EncoderConfig
 from .weights import Affine, EncoderLayerWeights, EncoderWeights
 
@@ -61,7 +61,8 @@ class EncoderModel:
     """Owns an encoder's weights and computes final states; see `Model`.
 
     Every text of a step is whole: its tokens see each other and no others. Matrices multiply all
-    tokens of the step at once, so there is no padding; attention is computed one text at a time.
+    tokens of the step at once, so there is no padding; in attention, texts of similar lengths are
+    padded to the longest.
 
     Attributes:
         config: Sizes and features.
@@ -87,11 +88,10 @@ class EncoderModel:
     def forward(self, inputs: StepInputs, kv_cache: KVCache, logits: Tensor) -> Tensor | None:
         """Run one step of whole texts; there are no logits. See `Model.forward`."""
         x = self._embed(inputs)
-        bounds = inputs.cu_seqlens_q.tolist()
-        texts = list(pairwise(bounds))
-        bias = self._bias(max(stop - start for start, stop in texts))
+        groups = text_groups(inputs.cu_seqlens_q.tolist(), self.device)
+        bias = self._bias(max(group.rows.shape[1] for group in groups))
         for layer in self._layers:
-            attended = self._attend(layer.qkv(x), texts, bias)
+            attended = self._attend(layer.qkv(x), groups, bias)
             x = self._norm(x + layer.output(attended), layer.attention_norm)
             x = self._norm(x + layer.down(self._activation(layer.up(x))), layer.output_norm)
         if not inputs.num_states:
@@ -114,18 +114,13 @@ class EncoderModel:
         size = (self.config.hidden_size,)
         return F.layer_norm(x, size, affine.weight, affine.bias, self.config.layer_norm_eps)
 
-    def _attend(self, qkv: Tensor, texts: list[tuple[int, int]], bias: Tensor | None) -> Tensor:
+    def _attend(self, qkv: Tensor, groups: Sequence[TextGroup], bias: Tensor | None) -> Tensor:
         """Attend within each text, [num_tokens, hidden] from [num_tokens, 3 * hidden]."""
-        num_heads = self.config.num_heads
-        # Of queries, keys and values: head by head, then token by token.
-        parts = qkv.view(len(qkv), 3, num_heads, -1).permute(1, 2, 0, 3)
-        attended = torch.empty_like(qkv[:, : self.config.hidden_size])
-        for start, stop in texts:
-            query, key, value = parts[:, None, :, start:stop].unbind(0)
-            mask = None if bias is None else bias[:, : stop - start, : stop - start]
-            found = F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
-            attended[start:stop] = found[0].transpose(0, 1).flatten(1)
-        return attended
+        parts = qkv.view(len(qkv), 3, self.config.num_heads, -1)
+        attended = torch.empty_like(parts[:, 0])
+        for group in groups:
+            group.attend(parts, bias, attended)
+        return attended.flatten(1)
 
     def _bias(self, length: int) -> Tensor | None:
         """Return what attention adds by distance, [num_heads, length, length]; None if nothing."""
