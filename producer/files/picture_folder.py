@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Final
 
 from batchmill.producer.errors import BulkFileError
+from batchmill.producer.plural import pluralize
 
 from .record import Record
 
@@ -44,7 +45,7 @@ class FolderReader:
         num_others = len(files) - len(self._files)
         self.notes: tuple[str, ...] = ()
         if num_others:
-            self.notes = (f"{num_others} other files in {path} are left out",)
+            self.notes = (f"{path} has {pluralize(num_others, 'other file')}, left out",)
 
     def columns(self) -> list[str]:
         """Return the name of the only column."""

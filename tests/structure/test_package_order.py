@@ -39,6 +39,7 @@ ORDER = {
             "media_settings",
             "settings",
             "health",
+            "outbound",
             "media",
             "engine_host",
             "jobs",

@@ -5,13 +5,15 @@ from __future__ import annotations
 import json
 import signal
 import struct
+import threading
 import zlib
 from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 import pytest
 
-from batchmill.producer import Client, JobFailed, JobRejected
+from batchmill.producer import Client, JobFailed, JobRejected, ProducerSettings
 from batchmill.producer.protocol import keys
 from batchmill.producer.protocol.media import media_id
 
@@ -127,15 +129,50 @@ def test_a_document_of_the_inbox_may_have_a_picture_inside(running_mill: Mill) -
     assert b"base64" not in record.document
 
 
-def test_a_worker_that_is_killed_leaves_the_same_text(private_mill: Mill) -> None:
-    expected = expected_tokens(rendered(decoded()), 400)
-    mill = private_mill
-    worker = mill.start_worker(stub={"step_time_s": 0.05})
-    with Client(mill.url) as client:
-        job = client.submit(messages=ask({"type": "image", "image": png()}), max_tokens=400, seed=7)
+@pytest.fixture
+def changing_server() -> Iterator[tuple[str, list[str]]]:
+    """A server that sends another picture each time; its URL, and the requests that it got."""
+    requests: list[str] = []
+    colors = iter(("blue", "green", "yellow"))
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:  # the name is the library's
+            requests.append(self.path)
+            content = png(next(colors))
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(content)))
+            self.end_headers()
+            self.wfile.write(content)
+
+        def log_message(self, *args: object) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}/a.png", requests
+        server.shutdown()
+
+
+def test_a_worker_that_is_killed_leaves_the_same_text_and_fetches_nothing_again(
+    private_mill: Mill, changing_server: tuple[str, list[str]]
+) -> None:
+    mill, (url, requests) = private_mill, changing_server
+    expected = expected_tokens(rendered(decoded(), decoded("blue")), 400)
+    own: Any = {
+        "media_allow_http": True,
+        "media_allow_ports": "1-65535",
+        "media_allow_networks": "127.0.0.0/8",
+    }
+    worker = mill.start_worker(stub={"step_time_s": 0.05}, **own)
+    parts = [{"type": "image", "image": png()}, {"type": "image_url", "image_url": {"url": url}}]
+    with Client(mill.url, settings=ProducerSettings(**own)) as client:
+        job = client.submit(messages=ask(*parts), max_tokens=400, seed=7)
         mill.wait_tokens(job.id, 20)
         worker.end(signal.SIGKILL)
-        mill.start_worker("w2")
+        mill.start_worker("w2", **own)
         result = job.result(timeout_s=60)
     assert list(result.token_ids) == expected
     assert mill.record(job.id).attempts == 2
+    assert requests == ["/a.png"]
+    for each in mill.workers:
+        assert url not in each.log

@@ -5,7 +5,8 @@ from __future__ import annotations
 from batchmill.producer.store.job_store import JobStore
 from batchmill.worker.engine_host.engine_link import EngineLink
 from batchmill.worker.media.decoder import DecodeLimits, MediaDecoder
-from batchmill.worker.media.reader import MediaReader, NoFetcher
+from batchmill.worker.media.fetcher import MediaFetcher
+from batchmill.worker.media.reader import MediaReader
 from batchmill.worker.settings import WorkerSettings
 
 from .media_threads import MediaThreads
@@ -22,7 +23,11 @@ def media_threads(settings: WorkerSettings, store: JobStore, link: EngineLink) -
     reader = MediaReader(
         store,
         MediaDecoder(limits, num_processes=settings.media_processes),
-        NoFetcher(),
+        MediaFetcher(
+            settings.media_policy,
+            timeout_s=settings.media_fetch_timeout_s,
+            max_bytes=settings.max_media_bytes,
+        ),
         ttl_s=settings.media_ttl_s,
         max_memory_percent=settings.max_memory_percent,
         audio_rate_hz=lambda: None if link.ready is None else link.ready.audio_rate_hz,

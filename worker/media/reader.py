@@ -16,7 +16,7 @@ from batchmill.producer.protocol.replies import MediaStatus, PinStatus
 from batchmill.producer.store.job_store import JobStore
 
 from .decoder import MediaDecoder
-from .errors import MISSING, REFUSED, UNREACHABLE, MediaError
+from .errors import MISSING, UNREACHABLE, MediaError
 
 
 class Fetcher(Protocol):
@@ -123,15 +123,3 @@ class MediaReader:
         if pinned is PinStatus.GONE:
             raise PayloadMissing("what was fetched was deleted at once; try again")
         return content
-
-
-class NoFetcher:
-    """Fetches nothing."""
-
-    def fetch(self, url: str) -> bytes:
-        """Refuse a URL.
-
-        Raises:
-            MediaError: always.
-        """
-        raise MediaError(REFUSED, "this worker fetches no URLs: send the content itself")

@@ -15,9 +15,9 @@ from importlib.metadata import PackageNotFoundError, version
 import h11
 
 from batchmill.producer.webhook.target import ForbiddenTarget, Target, TargetPolicy, read_target
+from batchmill.worker.outbound.http_exchange import HeadTooLong, HttpExchange, NoResponse
+from batchmill.worker.outbound.pinned_connection import LookUp, LookUpFailed, PinnedConnector
 
-from .http_exchange import HeadTooLong, HttpExchange, NoResponse
-from .pinned_connection import LookUp, LookUpFailed, PinnedConnector
 from .settings import WebhookSettings
 
 #: Seconds for reading the rest of a response whose status is known.

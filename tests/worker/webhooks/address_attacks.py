@@ -12,7 +12,7 @@ from ipaddress import ip_network
 from typing import Any
 
 from batchmill.producer.webhook.target import TargetPolicy
-from batchmill.worker.webhooks.pinned_connection import LookUp
+from batchmill.worker.outbound.pinned_connection import LookUp
 from batchmill.worker.webhooks.sender import SendOutcome, WebhookSender
 
 BODY = b"{}"

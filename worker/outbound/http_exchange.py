@@ -19,6 +19,10 @@ class HeadTooLong(h11.RemoteProtocolError):
     """The head of the response is longer than `MAX_HEAD_BYTES`."""
 
 
+class BodyTooLong(Exception):
+    """The body of the response is longer than the reader allows."""
+
+
 class NoResponse(OSError):
     """The receiver closed the connection, or lost it, before its response was complete."""
 
@@ -35,14 +39,16 @@ class HttpExchange:
         self._num_bytes = 0
         self._start = b""  # of the response
 
-    async def request(self, path: str, headers: Mapping[str, str], body: bytes) -> None:
-        """Send a POST.
+    async def request(
+        self, path: str, headers: Mapping[str, str], body: bytes, method: str = "POST"
+    ) -> None:
+        """Send a request.
 
         Raises:
             h11.LocalProtocolError: path or headers hold characters that a request cannot.
             NoResponse: the connection was lost.
         """
-        head = h11.Request(method="POST", target=path, headers=list(headers.items()))
+        head = h11.Request(method=method, target=path, headers=list(headers.items()))
         events = (head, h11.Data(data=body), h11.EndOfMessage())
         self._writer.write(b"".join(self._http.send(event) or b"" for event in events))
         try:
@@ -76,6 +82,29 @@ class HttpExchange:
                     raise NoResponse("the connection was closed before a response")
             elif not isinstance(event, h11.InformationalResponse):
                 raise NoResponse("the connection was closed before a response")
+
+    async def read_body(self, max_bytes: int) -> bytes:
+        """Return the body of the response.
+
+        Raises:
+            BodyTooLong: it has more than `max_bytes`.
+            h11.RemoteProtocolError: the response is not HTTP.
+            NoResponse: the connection ended before the body.
+        """
+        body = bytearray()
+        while not isinstance(event := self._http.next_event(), h11.EndOfMessage):
+            if isinstance(event, h11.Data):
+                body += event.data
+                if len(body) > max_bytes:
+                    raise BodyTooLong
+            elif event is h11.NEED_DATA:
+                try:
+                    await self._read()
+                except OSError as error:
+                    raise NoResponse(str(error)) from error
+            elif isinstance(event, h11.ConnectionClosed):
+                raise NoResponse("the connection was closed before the end of the body")
+        return bytes(body)
 
     async def discard_body(self) -> None:
         """Read the body of the response to its end or to the limit, and discard it."""

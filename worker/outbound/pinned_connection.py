@@ -124,7 +124,7 @@ class PinnedConnector:
                 loop.call_soon_threadsafe(settle, result, error)
 
         try:
-            threading.Thread(target=run, name="webhook-look-up", daemon=True).start()
+            threading.Thread(target=run, name="look-up", daemon=True).start()
         except RuntimeError as error:
             self._look_ups.release()
             raise LookUpFailed(str(error)) from None
