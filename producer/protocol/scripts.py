@@ -20,7 +20,7 @@ _COMMENT_OR_STRING = re.compile(r"--.*|'[^'\n]*'")
 # Not a field: `job.charge` is not a use of a function `charge`, nor is `{ charge = 0 }`.
 _NAME = re.compile(r"(?<![\w.])[A-Za-z_]\w*\b(?!\s*=(?!=))")
 _CONSTANT = re.compile(
-    r"(?:--.*\n)*local ([A-Z][A-Z_]*) = ('[^'\n]*'|[\d *+/()-]+?) *(?:--.*)?\n(?:\n|--.*\n)*"
+    r"(?:--.*\n)*local ([A-Z][A-Z_]*) = ('[^'\n]*'|[\d. *+/()-]+?) *(?:--.*)?\n(?:\n|--.*\n)*"
 )
 
 
@@ -29,6 +29,19 @@ _SHORT_FUNCTION = re.compile(
     r"(?:--.*\n)*local function (\w+)\(([\w, ]+)\) return ([^(){}\n]+?) end *(?:--.*)?\n"
     r"(?:\n|--.*\n)*"
 )
+
+
+# The word before the name of a definition, and a statement that sets a variable.
+_LOCAL = re.compile(r"^local (function )?\w+", re.MULTILINE)
+_STATEMENT = re.compile(r"^( *)(\w+)(?= =)", re.MULTILINE)
+_RARE_MARK = re.compile(r"^-- @rare$", re.MULTILINE)
+# Makes the rare definitions when the first of them is looked for.
+_RARE_DEFINITIONS = """
+setmetatable(lib, { __index = function(_, name)
+%s
+return rawget(lib, name)
+end })
+"""
 
 
 class Definition(NamedTuple):
@@ -58,10 +71,11 @@ class LuaIncludeError(ValueError):
 def script_source(name: str, folder: Path = LUA_FOLDER) -> str:
     """Return a script's full text: the library definitions that it needs, then its own file.
 
-    Redis runs the whole text at each call, and creating functions that are never called takes a
-    third of a short script's time: so they are left out. Names of keys are written where they are
-    used, because those are most of the functions. So are constants, because Lua allows only 200
-    local variables.
+    Redis runs the whole text at each call, and creates its functions again. Those that the script
+    never calls are left out, those that it calls rarely are created when it does (`@rare`), and
+    names of keys and constants are written where they are used. What is left are fields of one
+    table: Lua searches a list of all local variables that functions use, for each of them, each
+    time that it creates a function.
 
     Raises:
         KeyError: there is no such script.
@@ -87,11 +101,9 @@ def script_source(name: str, folder: Path = LUA_FOLDER) -> str:
         for found in used
         if (match := _SHORT_FUNCTION.fullmatch(found.text + "\n"))
     }
-    library = "".join(
-        found.text for found in used if found.name not in constants and found.name not in short
-    )
+    kept = [found for found in used if found.name not in constants and found.name not in short]
     return "\n".join(
-        _with_values(_with_expressions(text, short), constants) for text in (library, own)
+        _with_values(_with_expressions(text, short), constants) for text in _join(own, kept)
     )
 
 
@@ -107,6 +119,44 @@ def definitions(library: str, folder: Path = LUA_FOLDER) -> tuple[Definition, ..
     )
 
 
+def _join(own: str, used: Sequence[Definition]) -> tuple[str, str]:
+    """Return the text of a script's libraries, as one table of definitions, and its own text."""
+    places = {found.name: f"lib.{found.name}" for found in used}
+    rare = _rare_names(own, used)
+    common, rarely = (
+        "".join(_as_field(found, places) for found in used if (found.name in rare) is is_rare)
+        for is_rare in (False, True)
+    )
+    loader = _RARE_DEFINITIONS % rarely if rarely else ""
+    return f"local lib = {{}}\n{common}{loader}", _with_fields(own, places)
+
+
+def _as_field(found: Definition, places: Mapping[str, str]) -> str:
+    """Return the text of a definition as a field of the table, which others find there."""
+    text = _LOCAL.sub(lambda match: f"{match[1] or ''}{places[found.name]}", found.text, count=1)
+    return _with_fields(text, places)
+
+
+def _with_fields(text: str, places: Mapping[str, str]) -> str:
+    """Return a Lua text with fields of the table in place of names, also where they are set."""
+    text = _with_values(text, places)
+    return _STATEMENT.sub(lambda match: f"{match[1]}{places.get(match[2], match[2])}", text)
+
+
+def _rare_names(own: str, used: Sequence[Definition]) -> set[str]:
+    """Return the definitions with the mark `@rare`, and those that only such ones use."""
+    uses = {found.name: used_names(found.text) for found in used}
+    names_of_own, rare = used_names(own), set[str]()
+    for found in reversed(used):  # a definition comes before those that use it
+        users = [
+            other.name for other in used if other is not found and found.name in uses[other.name]
+        ]
+        is_used_rarely = found.name not in names_of_own and rare.issuperset(users)
+        if is_used_rarely or _RARE_MARK.search(found.text):
+            rare.add(found.name)
+    return rare
+
+
 def used_names(text: str) -> set[str]:
     """Return every name in a Lua text except fields, comments and strings."""
     return set(_NAME.findall(_COMMENT_OR_STRING.sub("", text)))
@@ -117,7 +167,7 @@ def declared_includes(text: str) -> list[str]:
     return [name.strip() for line in _INCLUDE.findall(text) for name in line.split(",")]
 
 
-def _with_values(text: str, constants: dict[str, str]) -> str:
+def _with_values(text: str, constants: Mapping[str, str]) -> str:
     """Return a Lua text with the values of constants in place of their names."""
 
     def put_values(code: str) -> str:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any, Self, TypeVar
 
 from redis.asyncio import Redis as AsyncRedis
-from redis.exceptions import NoScriptError, ResponseError
+from redis.exceptions import NoScriptError
 
 from batchmill.producer.encryption.key_ring import KeyRing
 from batchmill.producer.encryption.settings import find_key_ring
@@ -26,6 +26,7 @@ from batchmill.producer.protocol.replies import MediaStatus
 from batchmill.producer.protocol.scripts import SCRIPT_NAMES, script_source
 
 from .call_limits import time_limit
+from .commands import async_run_commands
 from .connection import async_connect, timeout_of
 from .replication import ReplicaWait
 
@@ -112,24 +113,21 @@ class AsyncStore:
 
     async def run(self, call: Call[Value]) -> Value:
         """Run one script call and return its parsed reply."""
-        (args,) = await self._resolved([call])
-        try:
-            with time_limit(self._timeout_s):
-                reply = await self._scripts[call.script](args=args)
-        except ResponseError as error:
-            reply = error
-        return (await self._read_replies([call], [reply]))[0]
+        return (await self.run_all([call]))[0]
 
     async def run_all(self, calls: Sequence[Call[Value]]) -> list[Value]:
-        """Run script calls in one round trip. Each is atomic, the pipeline as a whole is not."""
+        """Run script calls in one round trip. Each is atomic, all of them together are not."""
+        if not calls:
+            return []
         args = await self._resolved(calls)
         with time_limit(self._timeout_s):
-            async with self._commands.pipeline(transaction=False) as pipeline:
-                for call, some in zip(calls, args, strict=True):
-                    pipeline.evalsha(self._scripts[call.script].sha, 0, *some)
-                replies = await pipeline.execute(raise_on_error=False)
+            replies = await async_run_commands(self.client, self._commands_of(calls, args))
             await self._run_unknown(calls, args, replies)
         return await self._read_replies(calls, replies)
+
+    def _commands_of(self, calls: Sequence[Call[Any]], args: Sequence[Args]) -> list[Args]:
+        pairs = zip(calls, args, strict=True)
+        return [["EVALSHA", self._scripts[call.script].sha, 0, *some] for call, some in pairs]
 
     async def run_confirmed(self, call: Call[Value]) -> Value:
         """Run one script call, and wait until the replicas have what it has written.

@@ -34,7 +34,7 @@ from .primary import async_following_primary, following_primary, sentinel_servic
 from .server_version import check_greeting
 
 #: A server refuses writes because it is a replica, or all calls because its primary is gone.
-_REPLICA_ERRORS = (ReadOnlyError, MasterDownError)
+REPLICA_ERRORS = (ReadOnlyError, MasterDownError)
 # A call whose reply was lost is repeated, which every script is made for. Five times within about
 # two seconds: enough for a dropped connection, while a wrong address soon becomes an error.
 _NUM_RETRIES = 5
@@ -50,7 +50,7 @@ def _options(timeout_s: float, num_retries: int) -> dict[str, Any]:
         "health_check_interval": 10,
         "decode_responses": False,
         # A server that has just become a replica: the retry makes a new connection.
-        "retry_on_error": list(_REPLICA_ERRORS) if num_retries else [],
+        "retry_on_error": list(REPLICA_ERRORS) if num_retries else [],
     }
 
 
@@ -192,7 +192,7 @@ class _LeavesReplica:
         connection: Any = super()
         try:
             return connection.read_response(*args, **kwargs)
-        except _REPLICA_ERRORS:
+        except REPLICA_ERRORS:
             self._is_replica = True
             raise
 
@@ -280,7 +280,7 @@ class _AsyncConnection:
         connection: Any = super()
         try:
             reply = await connection.read_response(*args, **kwargs)
-        except _REPLICA_ERRORS:
+        except REPLICA_ERRORS:
             self._is_replica = True
             raise
         check_greeting(reply)

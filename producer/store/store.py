@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any, Self, TypeVar
 
 from redis import Redis
-from redis.exceptions import NoScriptError, ResponseError
+from redis.exceptions import NoScriptError
 
 from batchmill.producer.encryption.key_ring import KeyRing
 from batchmill.producer.encryption.settings import find_key_ring
@@ -26,6 +26,7 @@ from batchmill.producer.protocol.replies import MediaStatus
 from batchmill.producer.protocol.scripts import SCRIPT_NAMES, script_source
 
 from .call_limits import time_limit
+from .commands import run_commands
 from .connection import connect, timeout_of
 from .replication import ReplicaWait
 
@@ -112,24 +113,21 @@ class Store:
 
     def run(self, call: Call[Value]) -> Value:
         """Run one script call and return its parsed reply."""
-        (args,) = self._resolved([call])
-        try:
-            with time_limit(self._timeout_s):
-                reply = self._scripts[call.script](args=args)
-        except ResponseError as error:
-            reply = error
-        return (self._read_replies([call], [reply]))[0]
+        return (self.run_all([call]))[0]
 
     def run_all(self, calls: Sequence[Call[Value]]) -> list[Value]:
-        """Run script calls in one round trip. Each is atomic, the pipeline as a whole is not."""
+        """Run script calls in one round trip. Each is atomic, all of them together are not."""
+        if not calls:
+            return []
         args = self._resolved(calls)
         with time_limit(self._timeout_s):
-            with self._commands.pipeline(transaction=False) as pipeline:
-                for call, some in zip(calls, args, strict=True):
-                    pipeline.evalsha(self._scripts[call.script].sha, 0, *some)
-                replies = pipeline.execute(raise_on_error=False)
+            replies = run_commands(self.client, self._commands_of(calls, args))
             self._run_unknown(calls, args, replies)
         return self._read_replies(calls, replies)
+
+    def _commands_of(self, calls: Sequence[Call[Any]], args: Sequence[Args]) -> list[Args]:
+        pairs = zip(calls, args, strict=True)
+        return [["EVALSHA", self._scripts[call.script].sha, 0, *some] for call, some in pairs]
 
     def run_confirmed(self, call: Call[Value]) -> Value:
         """Run one script call, and wait until the replicas have what it has written.

@@ -13,8 +13,19 @@ from batchmill.engine.contract.media import Media
 from batchmill.engine.contract.steering import SteeringSpec
 
 
+class _Message:
+    """Pickled as a call of its class, which takes a third of the time of dataclasses' own way."""
+
+    __slots__ = ()
+    __match_args__: tuple[str, ...] = ()
+
+    def __reduce__(self) -> tuple[type, tuple[Any, ...]]:
+        kind = type(self)
+        return kind, tuple([getattr(self, name) for name in kind.__match_args__])
+
+
 @dataclass(frozen=True, slots=True)
-class EngineSpec:
+class EngineSpec(_Message):
     """First message to a new engine process: which engine to build."""
 
     #: "real", or "stub" for a deterministic stand-in without a model.
@@ -29,7 +40,7 @@ class EngineSpec:
 
 
 @dataclass(frozen=True, slots=True)
-class AddRequest:
+class AddRequest(_Message):
     """Start or resume one request."""
 
     request_id: str
@@ -59,33 +70,33 @@ class AddRequest:
 
 
 @dataclass(frozen=True, slots=True)
-class AbortRequest:
+class AbortRequest(_Message):
     """Stop one request. A `Finished` follows unless the request had ended before."""
 
     request_id: str
 
 
 @dataclass(frozen=True, slots=True)
-class SetPaused:
+class SetPaused(_Message):
     """Pause or continue steps. A paused engine keeps its requests, and its loop still moves."""
 
     paused: bool
 
 
 @dataclass(frozen=True, slots=True)
-class TokensSaved:
+class TokensSaved(_Message):
     """The tokens of all reports up to a number are saved: the engine may compute further ones."""
 
     report_number: int
 
 
 @dataclass(frozen=True, slots=True)
-class Shutdown:
+class Shutdown(_Message):
     """End after the current step."""
 
 
 @dataclass(frozen=True, slots=True)
-class DraftCounts:
+class DraftCounts(_Message):
     """Counts of prompt lookup since the process started."""
 
     #: Draft tokens that were computed, and those of them that were accepted.
@@ -94,7 +105,7 @@ class DraftCounts:
 
 
 @dataclass(frozen=True, slots=True)
-class Ready:
+class Ready(_Message):
     """The model is loaded and warm."""
 
     #: Identifies weights, tokenizer, dtype and sampler. Tokens of another identity cannot be
@@ -116,7 +127,7 @@ class Ready:
 
 
 @dataclass(frozen=True, slots=True)
-class StartFailed:
+class StartFailed(_Message):
     """The engine cannot be built."""
 
     message: str
@@ -125,7 +136,7 @@ class StartFailed:
 
 
 @dataclass(frozen=True, slots=True)
-class EngineLoad:
+class EngineLoad(_Message):
     """How full the engine is."""
 
     num_running: int
@@ -149,7 +160,7 @@ Logprobs = Sequence[Mapping[int, float] | None]
 
 
 @dataclass(frozen=True, slots=True)
-class LogprobDetails:
+class LogprobDetails(_Message):
     """Data that readers of log probabilities need besides them.
 
     Attributes:
@@ -174,7 +185,7 @@ class FinishedCall(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
-class FinishedSample:
+class FinishedSample(_Message):
     """One of several samples of a request; the fields are those of `Finished`."""
 
     text: str
@@ -190,7 +201,7 @@ class FinishedSample:
 
 
 @dataclass(frozen=True, slots=True)
-class Finished:
+class Finished(_Message):
     """A request's end.
 
     Attributes:
@@ -254,7 +265,7 @@ class Finished:
 
 
 @dataclass(frozen=True, slots=True)
-class Refused:
+class Refused(_Message):
     """A request that the engine can never run."""
 
     request_id: str
@@ -270,7 +281,7 @@ NewOutput: TypeAlias = tuple[str, Sequence[int], str, str]
 
 
 @dataclass(frozen=True, slots=True)
-class StepReport:
+class StepReport(_Message):
     """The output of one iteration of the engine's loop."""
 
     #: Reports since the process started, with this one.

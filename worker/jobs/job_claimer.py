@@ -118,6 +118,7 @@ class JobClaimer:
         self._on_room = on_room
         self._prefixes = prefixes
         self._rng = random.Random()
+        self._default_rules = retry_rules(None, settings)
         self._parked: deque[_ParkedTask] = deque()
         self._closed = False
 
@@ -231,7 +232,7 @@ class JobClaimer:
         job.token_ids = list(claim.token_ids)
         job.num_saved = 0 if claim.must_rewrite_output else len(job.token_ids)
         job.limit = time_limit(claim, task.time_limit_s)
-        job.retry_rules = retry_rules(None, self._settings)
+        job.retry_rules = self._default_rules
         if is_reference(claim.document):
             self._reporter.accept(task)  # its message does not wait for the object store
             self._objects.read_document(job, lambda found: self._take_document(job, found))
@@ -290,7 +291,8 @@ class JobClaimer:
         job.request = engine_request(claim, document, salt)
         job.selection = document.select
         job.reports_logprobs = reports_logprobs(document)
-        job.retry_rules = retry_rules(document.retry, self._settings)
+        if document.retry is not None:
+            job.retry_rules = retry_rules(document.retry, self._settings)
         job.metadata = document.metadata
         job.tenant = document.tenant or keys.DEFAULT_TENANT
         job.queue = keys.queue_name(self._settings.served_name, document.priority)

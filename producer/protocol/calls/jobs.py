@@ -129,9 +129,10 @@ def claim(
     def read(reply: list[Any]) -> Claim | ClaimRefusal:
         if reply[0] == b"REFUSED":
             return ClaimRefusal(reply[1].decode())
-        _, fence, document, data, attempts, alone, deadline, *rest = reply
-        enqueued, started, now, suspect, celery_result, retries, *about = rest
-        traceparent, history, made_at_ms, prefix, lora, media, steering, must_rewrite = about
+        _, fence, document, data, numbers, traceparent, history, *about = reply
+        prefix, lora, media, steering, must_rewrite = about
+        attempts, alone, deadline, enqueued, started, now, suspect, *others = numbers.split()
+        celery_result, retries, made_at = others
         unreadable = next((x.error for x in (document, data) if isinstance(x, Unopened)), None)
         if unreadable is not None:
             document = data = b""
@@ -140,19 +141,19 @@ def claim(
             fence=fence.decode(),
             document=document,
             token_ids=decode_tokens(data),
-            attempts=attempts,
-            alone=alone == 1,
-            deadline_at_ms=None if deadline == b"" else deadline,
-            enqueued_at_ms=enqueued,
-            started_at_ms=started,
-            claimed_at_ms=now,
-            suspect=suspect,
-            celery_result=celery_result == 1,
+            attempts=int(attempts),
+            alone=alone == b"1",
+            deadline_at_ms=None if deadline == b"-1" else int(deadline),
+            enqueued_at_ms=int(enqueued),
+            started_at_ms=int(started),
+            claimed_at_ms=int(now),
+            suspect=int(suspect),
+            celery_result=celery_result == b"1",
             identity=identity,
-            retries=retries,
+            retries=int(retries),
             traceparent=traceparent.decode("latin-1") or None,
             history=read_history(history),
-            made_at_ms=made_at_ms,
+            made_at_ms=int(made_at),
             prefix=prefix.decode(errors="replace"),
             must_rewrite_output=must_rewrite is True,
             lora=lora.decode("latin-1") or None,

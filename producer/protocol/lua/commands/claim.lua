@@ -2,10 +2,11 @@
 -- KEYS: none. ARGV: id, owner, lease_ms, identity, nonce (unique per call), session, pid of the worker (for Celery),
 -- ids of the worker's encryption keys (with spaces), prefixes that its engine holds (with spaces; '' = it does not look
 -- for jobs with them), supported versions...
--- Reply: {CLAIMED, fence, document, token bytes, attempts, alone, deadline_at_ms, enqueued_at_ms, started_at_ms, now,
--- suspect, celery_result, retries, traceparent ('' = none), history (JSON, '' = none), claimed_at_ms (of the first
--- call with this nonce), prefix ('' = none), digest of its LoRA adapter ('' = none), names of its media ('' = none),
--- digest of its steering vector ('' = none), seals of the output (names and values)} or {REFUSED, reason}.
+-- Reply: {CLAIMED, fence, document, token bytes, numbers with spaces between them (attempts, alone, deadline_at_ms,
+-- which is -1 if there is none, enqueued_at_ms, started_at_ms, now, suspect, celery_result, retries, claimed_at_ms of
+-- the first call with this nonce), traceparent ('' = none), history (JSON, '' = none), prefix ('' = none), digest of
+-- its LoRA adapter ('' = none), names of its media ('' = none), digest of its steering vector ('' = none), seals of the
+-- output (names and values)} or {REFUSED, reason}.
 -- @include announce, celery_state, events, fair_share, finish, guard, index, keys, output, pauses, prefixes, record
 -- @include sealed, server, sessions, usage
 allow_writes_when_full()
@@ -32,17 +33,19 @@ local function claim_reply(job, tokens, now)
   if not (job.doc and job.enqueued_at_ms and tonumber(job.started_at_ms)) then
     error('doc, enqueued_at_ms or started_at_ms is missing or wrong', 0)
   end
+  -- One element: the client takes as long for each as for all of these numbers.
+  local numbers = string.format('%d %d %d %d %d %d %d %d %d %d', job.attempts, job.alone and 1 or 0,
+    job.deadline_at_ms or -1, job.enqueued_at_ms, job.started_at_ms, now, tonumber(job.suspect or 0),
+    job.celery_result and 1 or 0, tonumber(job.retries or 0) or 0, tonumber(job.claimed_at_ms or now) or now)
   return {
-    'CLAIMED', job.fence, job.doc, tokens, tonumber(job.attempts), job.alone and 1 or 0,
-    job.deadline_at_ms or '', job.enqueued_at_ms, tonumber(job.started_at_ms), now, tonumber(job.suspect or 0),
-    job.celery_result and 1 or 0, tonumber(job.retries or 0) or 0, job.traceparent or '', job.history or '',
-    tonumber(job.claimed_at_ms or now) or now, job.prefix or '', job.lora or '', job.media or '', job.steering or '',
+    'CLAIMED', job.fence, job.doc, tokens, numbers, job.traceparent or '', job.history or '', job.prefix or '',
+    job.lora or '', job.media or '', job.steering or '',
     job.sealed_with and redis.call('HGETALL', seals_key(id)) or {},
   }
 end
 
 local function claim_job()
-  local job = load_job(id, unpack(CLAIM_FIELDS))
+  local job = load_whole_job(id, unpack(CLAIM_FIELDS))
   if not job then return { 'REFUSED', 'unknown' } end
   local now = now_ms()
 
@@ -69,7 +72,7 @@ local function claim_job()
   local supported = false
   for i = 10, #ARGV do supported = supported or ARGV[i] == job.v end
   if not supported then return leave_to_others('unsupported_version', 'version_refusals', MAX_REFUSAL_WAIT_MS) end
-  local missing = missing_seal_key(job.sealed_with, ARGV[8])
+  local missing = job.sealed_with and missing_seal_key(job.sealed_with, ARGV[8])
   if missing then
     local reason = missing == READS_PAYLOADS and 'no_payload_store' or 'missing_key'
     return leave_to_others(reason, 'key_refusals', MAX_KEY_WAIT_MS)
@@ -127,7 +130,7 @@ local function claim_job()
     'claimed_tokens', #tokens / 4, 'fence', fence_number, 'attempts', attempts, 'charge', job.charge,
     'started_at_ms', job.started_at_ms)
   redis.call('PUBLISH', events_channel(id), '{"state":"in_progress"}')
-  show_celery_start(id, job, owner, pid)
+  if job.celery_result then show_celery_start(id, job, owner, pid) end
   return claim_reply(job, tokens, now)
 end
 return guard_job(id, { 'REFUSED', 'unusable' }, claim_job)

@@ -4,6 +4,7 @@
 
 -- The digest of what a job names in a field (`lora`, `steering`), of those in a hash; nil if it names nothing there; or
 -- nil and the reply that refuses the job. A tenant that may not use an adapter does not learn that there is one.
+-- @rare
 local function find_adapter(job, field, adapters_key)
   if not job[field] then return nil end
   local ok, adapter = pcall(cjson.decode, redis.call('HGET', adapters_key, job[field]) or 'null')
@@ -19,6 +20,7 @@ local function find_adapter(job, field, adapters_key)
 end
 
 -- Fingerprints of content that an adapter or a vector computes: those of its versions differ.
+-- @rare
 local function with_adapter(fingerprints, digest)
   if not digest then return fingerprints end
   return (string.gsub(fingerprints, '[^,]+', function(name) return name .. '+' .. digest end))

@@ -53,6 +53,7 @@ end
 
 -- Remove the message of an announced job, so that the list names only jobs that wait. A message that stays is refused
 -- at its claim. Return how many were removed.
+-- @rare
 local function withdraw_announcement(id, queue)
   if redis.call('LLEN', announced_key(queue)) > MAX_WITHDRAW_LENGTH then return 0 end
   local job = load_message_fields(id)

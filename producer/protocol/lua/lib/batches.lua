@@ -33,6 +33,7 @@ local function load_batch(id)
 end
 
 -- Note the tenant and the tags that all lines of a batch share, by which the batch is erased later ('' = several).
+-- @rare
 local function note_line_labels(id, job)
   local f = redis.call('HMGET', batch_key(id), 'line_tenant', 'line_tags')
   local tags = job.tags or ''
@@ -80,6 +81,7 @@ local function finish_batch_if_done(id, now)
 end
 
 -- Count a job's end in its batch. Each job counts once, whatever happens to it later.
+-- @rare
 local function count_end_in_batch(id, job, state, now)
   local batch_id = job.batch
   if batch_id == nil then batch_id = redis.call('HGET', job_key(id), 'batch') end

@@ -29,12 +29,14 @@ local function write_celery_state(id, job, status, result)
 end
 
 -- The same, and wake those who listen to the result. Only workers may publish to them.
+-- @rare
 local function show_celery_state(id, job, status, result)
   local text = write_celery_state(id, job, status, result)
   if text then redis.call('PUBLISH', celery_result_key(id), text) end
 end
 
 -- The job runs in this process.
+-- @rare
 local function show_celery_start(id, job, owner, pid)
   show_celery_state(id, job, 'STARTED', string.format('{"pid": %d, "hostname": %s}', pid, cjson.encode(owner)))
 end

@@ -22,6 +22,7 @@ local function drop_excess_letters(max, limit)
 end
 
 -- `history` is that of a job's attempts: a letter is kept longer than the record. Other letters have none.
+-- @rare
 local function add_dead_letter(id, kind, reason, payload, source, now, history)
   delete_unless('hash', dead_key(id))
   redis.call('HSET', dead_key(id), 'id', id, 'kind', kind, 'reason', reason, 'payload', payload,

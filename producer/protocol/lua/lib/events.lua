@@ -16,6 +16,7 @@ local function run_suffix(run) return run > 1 and '_run' .. run or '' end
 
 -- `suffix` distinguishes several events of one name; `num_tokens` is '' or the length of the output so far. `job` may
 -- be a batch, with `kind` 'batch'.
+-- @rare
 local function add_event(id, job, name, suffix, num_tokens, now, kind)
   local event_id = 'evt_' .. id .. '_' .. name .. suffix
   local event_type = (kind or 'generation') .. '.' .. name
@@ -36,6 +37,7 @@ local function endpoint_of_event(event_id)
 end
 
 -- Drop a pending event once a later one says more: otherwise it could be retried for days.
+-- @rare
 local function supersede_event(event_id)
   if not event_id or redis.pcall('HGET', event_key(event_id), 'state') ~= 'pending' then return end
   -- Not deleted: a deliverer may be about to write its body.

@@ -32,6 +32,7 @@ end
 
 -- The least that a tenant with waiting jobs has used of a queue. Tenants that used less and have no waiting job are
 -- removed: an idle tenant saves up nothing.
+-- @rare
 local function virtual_time(queue)
   if redis.call('EXISTS', turns_key(queue)) == 0 then
     redis.call('DEL', used_key(queue))
@@ -69,6 +70,7 @@ local function add_to_backlog(id, job, at_us)
 end
 
 -- Put a job back into its tenant's backlog, at the place that it had there.
+-- @rare
 local function return_to_backlog(id, job)
   local f = redis.call('HMGET', job_key(id), 'backlog_at_us', 'enqueued_at_ms')
   add_to_backlog(id, job, finite(f[1], nil) or finite(f[2], 0) * 1000)

@@ -11,6 +11,18 @@ local BLAMELESS = { drain = true, not_started = true, moved = true, sliced = tru
 -- Causes that say that the worker is gone, not that the job did it any harm.
 local LOST_WORKER = { lease_expired = true, worker_lost = true }
 
+-- Take a waiting job out of its queue because it ends. Return whether it was announced.
+-- @rare
+local function leave_queue_at_end(id, job)
+  local was_announced = leave_queue(id, job)
+  if was_announced then withdraw_announcement(id, job.queue) end
+  return was_announced
+end
+
+-- Announce another job in the place of one that has ended without a claim.
+-- @rare
+local function announce_in_its_place(queue, now) fill_window(queue, now) end
+
 -- Move a job to a terminal state. This is the only way there: state, result, index entries, webhook event, TTLs,
 -- counters and the wake-up of waiting clients change in one script. `used` lists the tokens of the prompt, those of the
 -- output, those of the prompt that were cached, and those of the output that are thoughts; nil counts the stored output
@@ -18,8 +30,7 @@ local LOST_WORKER = { lease_expired = true, worker_lost = true }
 local function finish_job(id, job, state, result, error_text, now, used, fields)
   load_end_fields(id, job)
   redis.call('ZREM', LEASES, id)
-  local was_announced = job.state == 'queued' and leave_queue(id, job)
-  if was_announced then withdraw_announcement(id, job.queue) end
+  local was_announced = job.state == 'queued' and leave_queue_at_end(id, job)
   if job.state ~= 'in_progress' then redis.call('ZREM', DEADLINES, id) end -- its claim has removed it
   if not TERMINAL[job.state] then count_reservation(id, job, -1) end
   local output_bytes = job.output_bytes or redis.call('STRLEN', tokens_key(id))
@@ -34,7 +45,7 @@ local function finish_job(id, job, state, result, error_text, now, used, fields)
   if result ~= '' then put('result', result) end
   if error_text ~= '' then put('error', error_text) end
   redis.call('HSET', job_key(id), 'state', state, 'finished_at_ms', now, unpack(fields))
-  supersede_event(job.output_event)
+  if job.output_event then supersede_event(job.output_event) end
   if wants_event(job, state) then add_event(id, job, state, run_suffix(job.run), '', now) end
   job.receiver_events = tell_receivers(id, job, state, now)
   move_state_entry(id, job, state, now)
@@ -43,7 +54,7 @@ local function finish_job(id, job, state, result, error_text, now, used, fields)
   end
   redis.call('ZADD', EXPIRING, now + job.result_ttl_ms, expiring_entry(id, state, job))
   redis.call('PEXPIRE', job_key(id), job.result_ttl_ms)
-  check_payloads(job, now + job.result_ttl_ms + 1)
+  if job.payloads then check_payloads(job, now + job.result_ttl_ms + 1) end
   if job.media then release_media(id, job, now) end
   if output_bytes > 0 then redis.call('PEXPIRE', tokens_key(id), job.result_ttl_ms) end
   if job.sealed_with then redis.call('PEXPIRE', seals_key(id), job.result_ttl_ms) end
@@ -53,13 +64,13 @@ local function finish_job(id, job, state, result, error_text, now, used, fields)
     redis.call('PEXPIRE', text_key(id), job.result_ttl_ms)
     redis.call('PEXPIRE', thoughts_key(id), job.result_ttl_ms)
   end
-  count_end_in_batch(id, job, state, now)
+  if job.batch then count_end_in_batch(id, job, state, now) end
   keep_idempotency_entry(job, job.result_ttl_ms)
   -- A Celery client waits for this result; the process that ended the job may have no Celery, or may die first.
   if is_celery_task(id, job) then redis.call('ZADD', CELERY_ENDS, now, id) end
   increment(TOTALS, state, 1)
   redis.call('PUBLISH', events_channel(id), '{"state":"' .. state .. '"}')
-  if was_announced then fill_window(job.queue, now) end
+  if was_announced then announce_in_its_place(job.queue, now) end
 end
 
 local function cancel_job(id, job, now)
@@ -77,6 +88,7 @@ local function request_cancel(id, job, now)
   return 'CANCELLED'
 end
 
+-- @rare
 local function expire_job(id, job, now)
   local message = 'the deadline passed before the job was done'
   local start_by = tonumber(redis.call('HGET', job_key(id), 'start_by_ms') or nil)

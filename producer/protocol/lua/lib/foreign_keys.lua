@@ -17,6 +17,7 @@ local KEYS_OF_TYPE = {
 local deleted_keys = {}
 
 -- Delete a key unless it is missing or has this type.
+-- @rare
 local function delete_unless(kind, key)
   local found = redis.call('TYPE', key).ok
   if found == kind or found == 'none' then return end

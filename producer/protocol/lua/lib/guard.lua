@@ -7,6 +7,7 @@ local INTEGER_FIELDS = { 'fence', 'attempts', 'announcements', 'suspect', 'crash
   'cost', 'run', 'reserved_bytes', 'retries', 'lost_leases', 'passed_over', 'key_refusals', 'version_refusals' }
 
 -- Whether scripts can work with a job's keys.
+-- @rare
 local function is_valid_job(id)
   if not pcall(read_valid_job, id) then return false end
   for _, key in ipairs({ tokens_key(id), text_key(id), thoughts_key(id) }) do

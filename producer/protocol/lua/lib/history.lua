@@ -3,7 +3,8 @@
 -- @include keys, record
 
 -- Of a longer history, the first and the last attempts are kept: how the trouble began, and what happens now.
-local FIRST_ATTEMPTS, LAST_ATTEMPTS = 4, 16
+local FIRST_ATTEMPTS = 4
+local LAST_ATTEMPTS = 16
 local MAX_WORKER_BYTES = 200 -- of the worker's name
 local MAX_HISTORY_BYTES = 65536 -- a longer history was not written here
 

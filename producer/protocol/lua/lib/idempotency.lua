@@ -6,6 +6,7 @@
 local UNFINISHED_KEY_TTL_MS = 60 * 24 * 3600 * 1000
 
 -- The id and fingerprint behind a key; nil if there is none, or if its record is gone.
+-- @rare
 local function load_idempotency_entry(tenant, key)
   local known = redis.call('HMGET', idempotency_key(tenant, key), 'id', 'fingerprint')
   if not known[1] or redis.call('EXISTS', job_key(known[1])) == 0 then return nil end

@@ -15,6 +15,7 @@ end
 local function leftover_entry(id, tenant, tags) return table.concat({ id, tenant, tags }, '\n') end
 
 -- Keep the names by which an ended job, or a refused document (without a state), is erased later.
+-- @rare
 local function keep_leftover(id, job, state, num_outputs, now)
   local tenant, tags, ttl_ms = job.tenant or DEFAULT_TENANT, job.tags or '', LEFTOVER_TTL_MS
   ttl_ms = ttl_ms + (job.result_ttl_ms or 0)

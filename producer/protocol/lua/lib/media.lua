@@ -26,6 +26,7 @@ local function stored_media(names)
 end
 
 -- The names of the media that a job brings, with spaces; or nil and the reply that refuses the job.
+-- @rare
 local function find_media(groups)
   local found = {}
   for group in string.gmatch(groups, '%S+') do
@@ -53,6 +54,7 @@ end
 
 -- Keep media for a job that has not ended. Return the bytes that it reserves for them: those of each medium count once
 -- per tenant, for one of the jobs that name it.
+-- @rare
 local function hold_media(id, names)
   local num_bytes = 0
   for_each_media(names, function(name)
@@ -91,6 +93,7 @@ local function pass_media_on(name, job, num_bytes)
 end
 
 -- A job has ended: its media are kept for their time to live from now on.
+-- @rare
 local function release_media(id, job, now)
   for_each_media(job.media, function(name)
     local f = redis.call('HMGET', media_key(name), 'holder', 'bytes', 'ttl_ms')

@@ -25,6 +25,7 @@ end
 -- Append a sealed piece. What overlaps cannot be compared: only the holder of the fence writes, and it computes the
 -- same output again, so a longer piece replaces what was stored from its position on. Return the length of the output
 -- in bytes, or false if the piece leaves a gap.
+-- @rare
 local function append_sealed(id, kind, key, position, piece)
   local stored, length = redis.call('STRLEN', key), #piece.ciphertext
   if stored < position then return false end
@@ -70,6 +71,7 @@ local function append_tokens(id, position, bytes)
 end
 
 -- Let the output start over. Readers of the stream see it from the counter.
+-- @rare
 local function discard_output(id)
   redis.call('HDEL', job_key(id), 'tokens_at_loss') -- the next loss counts tokens from 0 again
   if redis.call('DEL', tokens_key(id)) == 0 then return end

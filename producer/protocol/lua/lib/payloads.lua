@@ -15,18 +15,21 @@ end
 
 -- Whether the object of a call exists still. It is due at once: unless the call comes to store the reference
 -- (`keep_payload`), the next sweep deletes it.
+-- @rare
 local function is_payload_noted(name, now)
   redis.call('ZADD', PAYLOADS, 'XX', now, name)
   return redis.call('ZSCORE', PAYLOADS, name) ~= false
 end
 
 -- Note in a job's record that it refers to an object.
+-- @rare
 local function keep_payload(id, name, known, now)
   redis.call('HSET', job_key(id), 'payloads', known and known .. ' ' .. name or name)
   redis.call('ZADD', PAYLOADS, 'XX', now + PAYLOAD_CHECK_MS, name)
 end
 
 -- Look up at `at` whether the objects of a job are needed still.
+-- @rare
 local function check_payloads(job, at)
   for name in string.gmatch(job.payloads or '', '%S+') do redis.call('ZADD', PAYLOADS, 'XX', at, name) end
 end

@@ -47,6 +47,7 @@ local function take_from_backlog(job, worker)
 end
 
 -- Announce a job of the same queue and tenant as `job` to a worker that it fits. Return whether there is one.
+-- @rare
 local function take_fitting_job(job, worker, now)
   local id = take_announced(job, worker) or take_from_backlog(job, worker)
   local found = id and load_job(id, unpack(MESSAGE_FIELDS))

@@ -26,9 +26,9 @@ local function reached_limit(queue, tenant, limits, usage, document_bytes, reser
     or memory_reply(limits.max_memory_percent, usage, document_bytes, reserved_bytes, now)
 end
 
--- The same for a job whose end is told to a webhook, its own or a receiver of its tenant: it must have a place in the
--- outbox, which has no limit of its own.
-local function reached_outbox_limit(webhook, tenant, limits)
+-- The reply to a job whose end is told to a webhook, if there are too many events.
+-- @rare
+local function outbox_reply(webhook, tenant, limits)
   local urls = urls_of_job_receivers(tenant)
   if webhook then urls[#urls + 1] = webhook end
   if #urls == 0 then return nil end
@@ -42,4 +42,10 @@ local function reached_outbox_limit(webhook, tenant, limits)
     reply = reply or limit_reply('max_endpoint_events', num_waiting(of_endpoint), limits.max_endpoint_events)
   end
   return reply
+end
+
+-- The same for a job whose end is told to a webhook, its own or a receiver of its tenant: it must have a place in the
+-- outbox, which has no limit of its own.
+local function reached_outbox_limit(webhook, tenant, limits)
+  if webhook or has_receivers(tenant) then return outbox_reply(webhook, tenant, limits) end
 end

@@ -18,10 +18,9 @@ local function add_receiver_events(id, tenant, kind, name, suffix, now, tracepar
   return ids
 end
 
--- Tell receivers of the end of a job (with the fields of END_FIELDS), which may have a `finish_reason`.
--- Return the ids of all events for receivers that it has had, with commas; nil if
--- there were none.
-local function tell_receivers(id, job, state, now)
+-- Add the events of the end of a job to the outbox, for the receivers of its tenant. Return what `tell_receivers` does.
+-- @rare
+local function add_events_of_end(id, job, state, now)
   local suffix = run_suffix(job.run)
   local ids = add_receiver_events(id, job.tenant, 'generation', state, suffix, now, job.traceparent)
   local known = job.receiver_events
@@ -38,6 +37,13 @@ local function tell_receivers(id, job, state, now)
   local text = table.concat(ids, ',')
   redis.call('HSET', job_key(id), 'receiver_events', text)
   return text
+end
+
+-- Tell receivers of the end of a job (with the fields of END_FIELDS), which may have a `finish_reason`.
+-- Return the ids of all events for receivers that it has had, with commas; nil if there were none.
+local function tell_receivers(id, job, state, now)
+  if not has_receivers(job.tenant) then return job.receiver_events or nil end
+  return add_events_of_end(id, job, state, now)
 end
 
 -- Call an action with each event for receivers that a job has had; the list may be forged.

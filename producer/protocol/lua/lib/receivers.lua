@@ -4,6 +4,9 @@
 
 local MAX_RECEIVERS = 20 -- of a tenant; `store/receivers.py` has the same number
 
+-- Whether a tenant has receivers, or a key in their place that batchmill did not write.
+local function has_receivers(tenant) return redis.pcall('HLEN', receivers_key(tenant)) ~= 0 end
+
 -- The receivers of a tenant that want some event: a list of {id, url, types}. What batchmill did not write is skipped.
 local function load_receivers(tenant)
   local found, fields = {}, redis.pcall('HGETALL', receivers_key(tenant))

@@ -4,6 +4,7 @@
 -- Put a running job whose attempt failed back, to be announced at `due_at`. Nothing that reports an end happens: no
 -- webhook event, no count in a batch, no result. The reason is kept until the next claim, which has another fence.
 -- The next attempt continues from the tokens so far, unless it starts over.
+-- @rare
 local function retry_later(id, job, error_text, due_at, starts_over, now)
   redis.call('ZREM', LEASES, id)
   redis.call('HSET', job_key(id), 'state', 'queued', 'history',

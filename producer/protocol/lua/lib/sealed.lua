@@ -23,6 +23,7 @@ local function split_sealed(value)
 end
 
 -- Note in a job's record that a worker needs this key to run it.
+-- @rare
 local function note_seal_key(id, key_id)
   local known = redis.call('HGET', job_key(id), 'sealed_with')
   if known and string.find(' ' .. known .. ' ', ' ' .. key_id .. ' ', 1, true) then return end
@@ -31,6 +32,7 @@ end
 
 -- The first key that a job was sealed with (`sealed_with` of its record) and that is not among some keys; nil if all
 -- are. Both are ids with spaces between them.
+-- @rare
 local function missing_seal_key(needed, key_ids)
   for key_id in string.gmatch(needed or '', '%S+') do
     if not string.find(' ' .. key_ids .. ' ', ' ' .. key_id .. ' ', 1, true) then return key_id end

@@ -5,6 +5,7 @@
 -- sessions of live workers need some time to connect again.
 local OBSERVER_MS = 5000
 
+-- @rare
 local function is_connected(session)
   return redis.call('PUBSUB', 'NUMSUB', session_channel(session))[2] > 0
 end

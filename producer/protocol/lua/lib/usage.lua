@@ -42,6 +42,7 @@ end
 
 -- The progress of a recount; nil if none is running. The new counters hold the jobs that were submitted up to
 -- `cursor`, and those submitted after `last`, which the recount does not visit.
+-- @rare
 local function parse_recount(text)
   local cursor, last, again, urgent = string.match(text, '^(%S+) (%S+) ([01]) ([01])$')
   if not (tonumber(cursor) and tonumber(last)) then return nil end
@@ -49,6 +50,7 @@ local function parse_recount(text)
 end
 
 -- Whether the new counters hold a job. Decided by its time of submission, which never changes.
+-- @rare
 local function is_recounted(progress, id)
   for _, state in ipairs(STATES) do
     local at = tonumber(redis.call('ZSCORE', state_index_key(state), id) or nil)
