@@ -257,5 +257,5 @@ def test_forged_scheduling_keys_do_not_keep_a_job_from_its_end(bench: Any) -> No
 )
 def test_scripts_and_python_name_an_endpoint_alike(bench: Any, url: str, expected: str) -> None:
     source = script_source("outbox_redeliver").split("\n-- Put a settled event back")[0]
-    named = bench.redis.eval(f"{source}\nreturn endpoint_of(ARGV[1], ARGV[2])", 0, url, "acme")
+    named = bench.redis.eval(f"{source}\nreturn lib.endpoint_of(ARGV[1], ARGV[2])", 0, url, "acme")
     assert named.decode() == endpoint_of(url, "acme") == expected
