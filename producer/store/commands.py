@@ -14,8 +14,11 @@ from redis.asyncio import Redis as AsyncRedis
 from redis.exceptions import ResponseError
 
 from .connection import REPLICA_ERRORS
+from .shard_errors import note_shard
 
 Command = Sequence[str | bytes | int]
+#: That are sent at once: the time limit of a connection is one of each piece.
+_PIECE_BYTES = 1 << 16
 
 
 def run_commands(client: Redis, commands: Sequence[Command]) -> list[Any]:
@@ -27,13 +30,13 @@ def run_commands(client: Redis, commands: Sequence[Command]) -> list[Any]:
     Raises:
         redis.exceptions.RedisError: the server did not reply.
     """
-    packed = b"".join(map(_packed, commands))
+    pieces = _pieces(commands)
     pool = client.connection_pool
     connection = pool.get_connection()
 
     def exchange() -> list[Any]:
-        connection.send_packed_command([packed])
-        return _checked([_read_reply(connection) for _ in commands])
+        connection.send_packed_command(pieces)
+        return _checked([_read_reply(connection) for _ in commands], connection.retry)
 
     try:
         replies: list[Any] = connection.retry.call_with_retry(
@@ -46,13 +49,14 @@ def run_commands(client: Redis, commands: Sequence[Command]) -> list[Any]:
 
 async def async_run_commands(client: AsyncRedis, commands: Sequence[Command]) -> list[Any]:
     """Do the same for asyncio."""
-    packed = b"".join(map(_packed, commands))
+    pieces = _pieces(commands)
     pool = client.connection_pool
     connection: Any = await pool.get_connection()
 
     async def exchange() -> list[Any]:
-        await connection.send_packed_command([packed])
-        return _checked([await _async_read_reply(connection) for _ in commands])
+        await connection.send_packed_command(pieces)
+        replies = [await _async_read_reply(connection) for _ in commands]
+        return _checked(replies, connection.retry)
 
     try:
         replies: list[Any] = await connection.retry.call_with_retry(
@@ -63,21 +67,18 @@ async def async_run_commands(client: AsyncRedis, commands: Sequence[Command]) ->
         await pool.release(connection)
 
 
-def _packed(command: Command) -> bytes:
-    """Return a command as RESP: an array of strings."""
-    parts = [b"*%d\r\n" % len(command)]
-    for word in command:
-        data = word if isinstance(word, bytes) else str(word).encode()
-        parts += (b"$%d\r\n" % len(data), data, b"\r\n")
-    return b"".join(parts)
-
-
-def _checked(replies: list[Any]) -> list[Any]:
-    """Return the replies, or raise that of a server that has become a replica: all are repeated."""
-    for reply in replies:
-        if isinstance(reply, REPLICA_ERRORS):
-            raise reply
-    return replies
+def _pieces(commands: Sequence[Command]) -> list[bytes]:
+    """Return commands as RESP: arrays of strings, in pieces to send one after another."""
+    parts = []
+    for command in commands:
+        parts.append(b"*%d\r\n" % len(command))
+        for word in command:
+            data = word if isinstance(word, bytes) else str(word).encode()
+            parts += (b"$%d\r\n" % len(data), data, b"\r\n")
+    packed = b"".join(parts)
+    if len(packed) <= _PIECE_BYTES:
+        return [packed]
+    return [packed[at : at + _PIECE_BYTES] for at in range(0, len(packed), _PIECE_BYTES)]
 
 
 def _read_reply(connection: Any) -> Any:
@@ -92,3 +93,16 @@ async def _async_read_reply(connection: Any) -> Any:
         return await connection.read_response()
     except ResponseError as error:
         return error
+
+
+def _checked(replies: list[Any], retry: Any) -> list[Any]:
+    """Return the replies, or raise that of a server that has become a replica: all are repeated.
+
+    Errors name the shard, as those that the client raises.
+    """
+    for reply in replies:
+        if isinstance(reply, ResponseError):
+            note_shard(reply, getattr(retry, "shard_name", ""))
+        if isinstance(reply, REPLICA_ERRORS):
+            raise reply
+    return replies

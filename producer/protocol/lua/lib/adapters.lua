@@ -1,6 +1,5 @@
 -- LoRA adapters and steering vectors, by the names that jobs give them. A job keeps the digest that its name stood for
 -- when it came, so that all of it is computed with one version.
--- @include keys
 
 -- The digest of what a job names in a field (`lora`, `steering`), of those in a hash; nil if it names nothing there; or
 -- nil and the reply that refuses the job. A tenant that may not use an adapter does not learn that there is one.
