@@ -17,6 +17,7 @@ SLOW_FILES = (
     "kernels/cpu/test_build.py",
     "bench/test_gpu_run.py",
     "engine/test_greedy_equals_transformers.py",
+    "engine/media/test_equal_transformers.py",
     "engine/loading/test_demo_model.py",
     "worker/cli/test_bulk_faults.py",
     "worker/consumer/test_canvas.py",
