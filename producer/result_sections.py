@@ -216,3 +216,16 @@ class Explanation(BaseModel):
 
     usage: ExplanationUsage | None = None
     """What the explanation took."""
+
+
+class BeamSearchResult(BaseModel):
+    """What a beam search found besides its outputs."""
+
+    model_config = _CONFIG
+
+    scores: list[float]
+    """Of each output, the best first: the sum of its log probabilities, divided by its length to
+    the power of `length_penalty`."""
+
+    num_beam_tokens: int
+    """Tokens of all beams, also of those that were given up; they count as output in `usage`."""

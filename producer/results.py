@@ -11,7 +11,7 @@ from batchmill.producer.moments import moment
 from batchmill.producer.protocol import keys
 from batchmill.producer.protocol.attempts import Attempt
 from batchmill.producer.protocol.replies import JobState
-from batchmill.producer.result_sections import Answer, DecisionResult, Explanation
+from batchmill.producer.result_sections import Answer, BeamSearchResult, DecisionResult, Explanation
 from batchmill.producer.vector_sections import EmbeddingResult, ScoringResult
 
 # Unknown fields are ignored: a worker of a later version may add some.
@@ -288,6 +288,9 @@ class JobResult(BaseModel):
 
     explain: Explanation | None = Field(default=None, repr=False, exclude_if=_is_absent)
     """What explains the output of a job with `explain`."""
+
+    beam_search: BeamSearchResult | None = Field(default=None, exclude_if=_is_absent)
+    """Scores of the outputs of a job with `beam_search`."""
 
     samples: list[Completion] = Field(default_factory=list, repr=False, exclude_if=_is_absent)
     """All samples, if the job asked for more than one; see `completions`."""

@@ -37,6 +37,7 @@ _OFF: Final = Unsupported(neutral=(None, False))
 _ZERO: Final = Unsupported(neutral=(None, 0))
 _ONE: Final = Unsupported(neutral=(None, 1))
 _GUIDED: Final = Unsupported("use structured_outputs")
+_BEAMS: Final = "use beam_search of a job"
 
 #: Controls of generation: refused in a job, and by `SamplingParams.from_dict`.
 UNSUPPORTED_CONTROLS: Final[Mapping[str, Unsupported]] = {
@@ -45,7 +46,7 @@ UNSUPPORTED_CONTROLS: Final[Mapping[str, Unsupported]] = {
     "best_of": Unsupported("use n, and select in a job", neutral=(None, 1)),
     "diversity_penalty": _ZERO,
     "dola_layers": _ABSENT,
-    "early_stopping": _OFF,
+    "early_stopping": Unsupported(_BEAMS, neutral=(None, False)),
     "encoder_no_repeat_ngram_size": _ZERO,
     "encoder_repetition_penalty": _ONE,
     "epsilon_cutoff": _ZERO,
@@ -57,10 +58,10 @@ UNSUPPORTED_CONTROLS: Final[Mapping[str, Unsupported]] = {
     "guided_grammar": _GUIDED,
     "guided_json": _GUIDED,
     "guided_regex": _GUIDED,
-    "length_penalty": _ONE,
+    "length_penalty": Unsupported(_BEAMS, neutral=(None, 1)),
     "max_time": _ABSENT,
     "num_beam_groups": _ONE,
-    "num_beams": _ONE,
+    "num_beams": Unsupported(_BEAMS, neutral=(None, 1)),
     "penalty_alpha": _ZERO,
     "prompt_logprob_token_ids": _ABSENT,
     "prompt_lookup_num_tokens": _ABSENT,
@@ -72,7 +73,7 @@ UNSUPPORTED_CONTROLS: Final[Mapping[str, Unsupported]] = {
     "token_healing": _OFF,
     "top_h": _ABSENT,
     "truncation_side": Unsupported(neutral=(None, "left")),
-    "use_beam_search": _OFF,
+    "use_beam_search": Unsupported(_BEAMS, neutral=(None, False)),
     "watermarking_config": _ABSENT,
 }
 

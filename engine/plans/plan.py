@@ -9,7 +9,12 @@ from typing import Any, TypeAlias
 from batchmill.engine.engine import Engine
 from batchmill.engine.lifecycle.intake import Prompt
 from batchmill.engine.lifecycle.pooled_intake import PooledPrompt
-from batchmill.engine.request.outputs import FinishReason, RequestFailure, RequestOutput
+from batchmill.engine.request.outputs import (
+    FinishReason,
+    RequestFailure,
+    RequestOutput,
+    ResumedTokens,
+)
 from batchmill.engine.request.pooling import PoolingParams
 from batchmill.engine.request.sampling_params import SamplingParams
 
@@ -24,8 +29,9 @@ class PlannedRequest:
     #: Its output is the job's own: it is streamed, saved, and resumed from the saved tokens. At
     #: most one request of a plan.
     is_output: bool = False
-    #: Output tokens that are known already, for a request that only scores them.
-    resumed_token_ids: Sequence[int] = ()
+    #: Output tokens that are known already, for a request that only scores them. For the job's own
+    #: output: tokens that the plan has found, which are reported at its end.
+    resumed_token_ids: ResumedTokens = ()
     #: Steps of priority below the job's.
     priority_below: int = 0
 
@@ -38,6 +44,8 @@ class PlanResult:
     section: Mapping[str, Any]
     #: Why the job fails all the same; None if it does not.
     failure: RequestFailure | None = None
+    #: What the job counts as, if it is not the sum over its requests.
+    counts: PlanCounts | None = None
 
 
 #: Yields requests that can be computed side by side, receives their last outputs in the same order,

@@ -192,7 +192,7 @@ class PlanRunner:
             self._engine.add_pooled_request(engine_id, request.prompt, request.params, **common)
         else:
             resumed: ResumedTokens = request.resumed_token_ids
-            if request.is_output:
+            if request.is_output and not resumed:
                 resumed = resumed_samples(options.resumed_token_ids, request.params.n)
             prompt = cast("Prompt", request.prompt)
             self._engine.add_request(engine_id, prompt, request.params, resumed, **common)
@@ -205,6 +205,7 @@ class PlanRunner:
             reason = running.own_output.finish_reason
         if result.failure is not None:
             reason = FinishReason.ERROR
+        running.counts = result.counts or running.counts
         self._end(running, reason, result.failure, result)
 
     def _stop(self, running: _RunningPlan, output: RequestOutput) -> None:

@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Final
 
+from batchmill.engine.contract.beam_search import BEAM_SEARCH
 from batchmill.engine.contract.explain import EXPLAIN
 from batchmill.engine.contract.kinds import SECTIONS, Kind
 from batchmill.engine.contract.selection import SELECT
 from batchmill.engine.errors import RequestError
 from batchmill.engine.lifecycle.pooled_intake import PoolingSupport
 
+from .beam_search.plan import beam_plan
 from .decision.plan import decision_plan
 from .embedding import embedding_plan
 from .explain.plan import explain_plan
@@ -25,6 +27,7 @@ PLANS: Final[Mapping[str, PlanMaker]] = {
     "scoring": scoring_plan,
     EXPLAIN: explain_plan,
     SELECT: selection_plan,
+    BEAM_SEARCH: beam_plan,
 }
 #: What a model must compute for a kind of job, of `PoolingSupport.tasks`; one of them is enough.
 _TASKS: Final[Mapping[Kind, frozenset[str]]] = {
@@ -54,7 +57,7 @@ def plan_maker(section: str, support: PoolingSupport) -> PlanMaker:
     kinds = served_kinds(support)
     served = [SECTIONS[Kind(kind)] for kind in kinds if Kind(kind) in SECTIONS]
     if Kind.GENERATE.value in kinds:
-        served += [EXPLAIN, SELECT]
+        served += [EXPLAIN, SELECT, BEAM_SEARCH]
     if section not in served:
         raise RequestError(
             "unsupported_parameter",

@@ -14,6 +14,7 @@ from pydantic_core import PydanticCustomError
 
 from batchmill.engine.contract import explain as explanation
 from batchmill.engine.contract.agreement import check_tools_suit
+from batchmill.engine.contract.beam_search import BEAM_SEARCH
 from batchmill.engine.contract.errors import ContractError
 from batchmill.engine.contract.kinds import SECTIONS, Kind
 from batchmill.engine.contract.limits import (
@@ -27,6 +28,7 @@ from batchmill.engine.contract.unsupported import UNSUPPORTED_FIELDS
 from batchmill.producer.tracing.traceparent import read_traceparent
 
 from . import limits
+from .beam_search import BeamSearch
 from .chat import ChatFields
 from .controls import SamplingControls
 from .decision import Decision
@@ -174,6 +176,9 @@ class GenerationJob(ChatFields, SamplingControls):
     """Which of the `n` samples is selected, by their likelihood, by a vote, or by a question about
     each. All of them stay in the result."""
 
+    beam_search: BeamSearch | None = optional(None)
+    """Search for the likeliest outputs instead of sampling; the `n` best are returned."""
+
     retry: RetryPolicy | None = optional(None)
     """Which errors of an attempt lead to another attempt, how often, and after which waits.
     What it leaves out is the operator's default."""
@@ -254,6 +259,8 @@ class GenerationJob(ChatFields, SamplingControls):
             return explanation.EXPLAIN, fields
         if self.select is not None and self.select.question is not None:
             return SELECT, {"question": self.select.question.model_dump()}
+        if self.beam_search is not None:
+            return BEAM_SEARCH, self.beam_search.model_dump()
         return None, {}
 
     @property
@@ -323,6 +330,12 @@ class GenerationJob(ChatFields, SamplingControls):
         if self.explain and self.section is not None:
             raise ValueError("explain is for jobs that generate; leave it out")
         explanation.check_explained(self)
+        return self
+
+    @model_validator(mode="after")
+    def _check_beam_search(self) -> Self:
+        if self.beam_search is not None:
+            self.beam_search.check_suits(self)
         return self
 
     @model_validator(mode="after")

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any, Literal, TypedDict
 
+from .beam_search import BeamSearch
 from .chat import Document, Tool
 from .decision import Decision
 from .messages import Message
@@ -161,6 +162,9 @@ class JobFields(OtherNames, total=False):
     select: Selection | dict[str, Any] | None
     """Which of the `n` samples is selected, by their likelihood, by a vote, or by a question
     about each. All of them stay in the result."""
+
+    beam_search: BeamSearch | dict[str, Any] | None
+    """Search for the likeliest outputs instead of sampling; the `n` best are returned."""
 
     retry: RetryPolicy | dict[str, Any] | None
     """Which errors of an attempt lead to another attempt, how often, and after which waits.

@@ -137,7 +137,10 @@ def explanation_tokens(job: GenerationJob) -> int:
 
 def _most_output_tokens(job: GenerationJob) -> int:
     section = job.section
-    return job.max_tokens * job.n if section is None else section.num_output_tokens
+    if section is not None:
+        return section.num_output_tokens
+    num_outputs = job.n if job.beam_search is None else job.beam_search.beam_width
+    return job.max_tokens * num_outputs
 
 
 def _estimated_prompt_tokens(job: GenerationJob) -> int:

@@ -159,6 +159,19 @@ ASKED = {
         "tests/worker/jobs/test_selection.py"
         "::test_the_first_sample_with_the_most_frequent_answer_is_selected",
     ),
+    "beam_search": (
+        "jobs.md",
+        "tests/engine/plans/test_beam_search.py::test_outputs_equal_those_of_transformers",
+    ),
+    "steering": (
+        "steering.md",
+        "tests/engine/steering/test_steered_requests.py"
+        "::test_mixed_batch_equals_transformers_with_hooks",
+    ),
+    "lora": (
+        "adapters.md",
+        "tests/engine/adapters/test_adapters_equal_peft.py::test_mixed_batch_equals_peft",
+    ),
 }
 
 

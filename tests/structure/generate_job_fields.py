@@ -46,6 +46,7 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any, Literal, TypedDict
 
+from .beam_search import BeamSearch
 from .chat import Document, Tool
 from .decision import Decision
 from .messages import Message

@@ -119,6 +119,14 @@ class LineOptions:
             rich_help_panel=_LINES,
         ),
     ] = None
+    beam_search: Annotated[
+        str | None,
+        typer.Option(
+            metavar="JSON",
+            help="Search for the likeliest outputs, as in submit, for lines that do not say it.",
+            rich_help_panel=_LINES,
+        ),
+    ] = None
     priority: Annotated[
         str | None, typer.Option(help="high, normal or low. \\[low]", rich_help_panel=_LINES)
     ] = None
@@ -193,6 +201,8 @@ class LineOptions:
             "select": self.select and parse_json_option("--select", self.select),
             "explain": parse_parts(self.explain),
             "explain_similarity": self.explain_similarity,
+            "beam_search": self.beam_search
+            and parse_json_option("--beam-search", self.beam_search),
             "priority": self.priority or priority,
             "tenant": self.tenant,
         }

@@ -175,6 +175,14 @@ _ExplainSimilarity = Annotated[
         rich_help_panel=_GENERATION,
     ),
 ]
+_BeamSearch = Annotated[
+    str | None,
+    typer.Option(
+        metavar="JSON",
+        help='Search for the likeliest outputs: {"beam_width": 4}.',
+        rich_help_panel=_GENERATION,
+    ),
+]
 _Param = Annotated[
     list[str] | None,
     typer.Option(
@@ -266,6 +274,7 @@ def submit(
     guidance_scale: _GuidanceScale = None,
     negative_prompt: _NegativePrompt = None,
     select: _Select = None,
+    beam_search: _BeamSearch = None,
     explain: _Explain = None,
     explain_similarity: _ExplainSimilarity = None,
     param: _Param = None,
@@ -305,6 +314,7 @@ def submit(
         "select": None if select is None else parse_json_option("--select", select),
         "explain": parse_parts(explain),
         "explain_similarity": explain_similarity,
+        "beam_search": parse_json_option("--beam-search", beam_search) if beam_search else None,
         "priority": priority,
         "tenant": tenant,
         "webhook": webhook,

@@ -17,6 +17,7 @@ from batchmill.engine import (
     SamplingParams,
     ToolCall,
 )
+from batchmill.engine.contract.beam_search import BEAM_SEARCH
 from batchmill.engine.errors import EngineError, RequestError, is_out_of_memory
 from batchmill.engine.lifecycle.intake import Prompt
 from batchmill.engine.lifecycle.parallel_sampling import resumed_samples
@@ -84,6 +85,8 @@ class RealEngine:
         self._scored: dict[str, SamplingParams] = {}
         #: The field of each job with a plan that asks for it, and the params of its own output.
         self._planned: dict[str, tuple[str, SamplingParams | None]] = {}
+        #: Tokens of each job with a plan that earlier attempts have saved.
+        self._num_saved: dict[str, int] = {}
         #: Resumed requests without any output yet.
         self._resumed: set[str] = set()
         # What `take_work` has returned.
@@ -157,6 +160,7 @@ class RealEngine:
         )
         self._plans.add(request.request_id, plan_maker(section, self._engine.pooling)(job), options)
         self._planned[request.request_id] = (section, params)
+        self._num_saved[request.request_id] = len(request.resumed_token_ids)
         if request.resumed_token_ids:
             self._resumed.add(request.request_id)
 
@@ -189,7 +193,9 @@ class RealEngine:
                 params = self._scored.pop(output.request_id, None)
                 details = None if params is None else self._logprob_details(output, params)
                 result.finished.append(_finished(output, details))
-        result.finished += map(self._plan_finished, self._plans.take_ends())
+        for end in self._plans.take_ends():
+            result.new_outputs += self._found_output(end)
+            result.finished.append(self._plan_finished(end))
         return result
 
     def load(self) -> EngineLoad:
@@ -229,6 +235,17 @@ class RealEngine:
         return LogprobDetails(
             params.num_logprobs, token_bytes, echoed, params.logprob_token_ids or ()
         )
+
+    def _found_output(self, end: PlanEnd) -> list[NewOutput]:
+        """Return the output of a search as new: its tokens are known only at the end."""
+        section, _ = self._planned[end.request_id]
+        num_saved = self._num_saved.pop(end.request_id, 0)
+        if section != BEAM_SEARCH or end.output is None:
+            return []
+        token_ids = end.output.token_ids[num_saved:]
+        if not token_ids:
+            return []
+        return [(end.request_id, token_ids, end.output.text, end.output.reasoning)]
 
     def _plan_finished(self, end: PlanEnd) -> Finished:
         section, params = self._planned.pop(end.request_id)
