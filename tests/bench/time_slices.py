@@ -2,7 +2,7 @@
 
 `python tests/bench/time_slices.py [rounds] [--set NAME=VALUE]...` starts an embedded broker and one
 worker with the demo model, all of whose places have long jobs with long prompts when short jobs
-come. It prints a row per round for `TIME_SLICE_TOKENS=0` and `64` in turn: the total time, how long
+come. It prints a row per round for `TIME_SLICE_TOKENS=0` and `48` in turn: the total time, how long
 jobs of both kinds took on average, and how often a long job gave way.
 """
 
@@ -27,11 +27,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 from bench_worker import bench_worker
 from real_prompts import entries
 
-PLACES = 6
-NUM_LONG, LONG_TOKENS = 6, 320
-NUM_SHORT, SHORT_TOKENS = 18, 16
+PLACES = 4
+NUM_LONG, LONG_TOKENS = 4, 192
+NUM_SHORT, SHORT_TOKENS = 12, 12
 #: Of the prompts of long jobs; a token of English has about four.
-PROMPT_CHARS = 1200
+PROMPT_CHARS = 800
 SETTINGS = {
     "BATCHMILL_MODEL": "demo",
     "BATCHMILL_MAX_NUM_SEQS": str(PLACES),
@@ -103,7 +103,7 @@ def main() -> None:
     parser.add_argument("--set", action="append", default=[], dest="settings")
     given = parser.parse_args()
     for _ in range(given.rounds):
-        for tokens in (0, 64):
+        for tokens in (0, 48):
             measure(tokens, given.settings)
 
 

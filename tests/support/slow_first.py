@@ -53,6 +53,8 @@ SLOW_FILES = (
     "worker/webhooks/test_deliverer_faults.py",
     "worker/cli/test_bulk_models.py",
     "worker/cli/test_status_watch.py",
+    "worker/gateway/test_several_brokers.py",
+    "worker/test_shard_commands.py",
     "worker/jobs/test_batches.py",
     "worker/jobs/test_disturbed_redis.py",
     "worker/jobs/test_two_workers.py",

@@ -10,7 +10,10 @@ from batchmill.producer.errors import (
     JobFailed,
     NotReplicated,
     PayloadUnreachable,
+    ShardMismatch,
 )
+from batchmill.producer.shard_list import read_shard_list
+from batchmill.producer.store.shard_mark import check_mark, unknown_shard_error
 from batchmill.worker.gateway.api_errors import api_error
 
 
@@ -39,3 +42,24 @@ def test_a_decision_that_fails_as_it_asked_to_is_no_error_of_the_server() -> Non
     assert error is not None
     assert (error.status, error.headers) == (422, {"x-should-retry": "false"})
     assert error.openai_body()["error"]["type"] == "invalid_request_error"
+
+
+def test_an_id_of_a_shard_that_was_removed_is_not_found_and_a_wrong_list_is_said() -> None:
+    shards = read_shard_list("b=redis://two.example:6379/0")
+    gone = api_error(unknown_shard_error("a", "batch_1-a", shards))
+    assert gone is not None
+    assert (gone.status, str(gone)) == (
+        404,
+        "it is in shard a, which this gateway does not have (any more)",
+    )
+    with pytest.raises(ShardMismatch) as caught:
+        check_mark(None, shards.shards[0], shards)
+    wrong = api_error(caught.value)
+    assert wrong is not None
+    assert (wrong.status, wrong.code) == (503, "shard_mismatch")
+
+
+def test_a_shard_that_is_away_is_named_without_its_address() -> None:
+    error = api_error(BrokerUnavailable("redis://secret.example").of_shards(["a", "b"]))
+    assert error is not None
+    assert str(error) == "shard a and b of the queue cannot be reached at the moment; try again"

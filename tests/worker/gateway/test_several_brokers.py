@@ -57,7 +57,7 @@ class ShardedSite:
             self.folder / f"gateway-{hash(shards)}.log",
             broker_urls=shards,
             gateway_files_url=self.folder / "files",
-            broker_timeout_s=2,
+            broker_timeout_s=1,
             webhook_allow_http="true",
             webhook_allow_ports="1024-65535",
             webhook_allow_networks="127.0.0.0/8",
@@ -302,10 +302,3 @@ def test_a_shard_is_drained_behind_a_gateway_that_is_restarted(sharded: ShardedS
         shown = call("shards", "list", "--json", BATCHMILL_BROKER_URLS=draining)
         (a,) = (each for each in json.loads(shown.stdout)["shards"] if each["name"] == "a")
         assert (a["drained"], a["files"] > 0, a["kept"] > 0) == (True, True, True)
-    alone = f"b={sharded.servers['b'].url}"
-    assert call("shards", "accept", BATCHMILL_BROKER_URLS=alone).returncode == 0
-    gateway = sharded.start_gateway(alone)
-    with contextlib.closing(gateway), new_client(gateway.url, sharded.secrets["a"]) as after:
-        assert after.batches.retrieve(moved.id).status == "completed"
-        with pytest.raises(sdk.NotFoundError, match="is in shard a, which this gateway does not"):
-            after.batches.retrieve(batch.id)
