@@ -25,7 +25,7 @@ from torch import Tensor
 
 from .attention_tuning import DecodeTuning
 from .decode_plan import DecodePlan, find_sequence, holder_of, stretch_of
-from .launch import dot_precision, interpreted, num_multiprocessors
+from .launch import CachedLaunch, dot_precision, interpreted, next_power_of_2, num_multiprocessors
 from .tiles import (
     LOG2_E,
     for_cache,
@@ -289,22 +289,27 @@ def decode_attention(
     if num_programs is None:
         num_programs = num_multiprocessors(query.device) * tuning.programs_per_sm
     scratch = _split_scratch(num_programs, group, head_dim, query.device)
-    block_d = triton.next_power_of_2(head_dim)
-    decode_attention_kernel[(num_programs,)](
-        out, *scratch, query, k_cache, v_cache, block_tables, cu_seqlens_q, seq_lens,
-        plan.num_active, plan.active_seqs, plan.cu_tiles,
-        scale * k_scale * LOG2_E, v_scale, query.stride(0), block_tables.stride(0),
+    block_d = next_power_of_2(head_dim)
+    _launch_decode_attention(
+        (num_programs,),
+        (out, *scratch, query, k_cache, v_cache, block_tables, cu_seqlens_q, seq_lens,
+         plan.num_active, plan.active_seqs, plan.cu_tiles),
+        (scale * k_scale * LOG2_E, v_scale, query.stride(0), block_tables.stride(0)),
         NUM_KV_HEADS=num_kv_heads, GROUP=group, HEAD_DIM=head_dim, BLOCK_SIZE=k_cache.shape[1],
-        WINDOW=plan.sliding_window, BLOCK_M=max(16, triton.next_power_of_2(group)),
+        WINDOW=plan.sliding_window, BLOCK_M=max(16, next_power_of_2(group)),
         BLOCK_D=block_d, TILE=plan.tile_tokens, UPCAST=interpreted(decode_attention_kernel),
         PRECISION=dot_precision(query.dtype), num_warps=tuning.num_warps,
         num_stages=tuning.num_stages, enable_fp_fusion=True,
     )  # fmt: skip
-    merge_decode_kernel[(num_programs, group)](
-        out, *scratch, cu_seqlens_q, seq_lens, seq_lens.shape[0],
+    _launch_merge_decode(
+        (num_programs, group), (out, *scratch, cu_seqlens_q, seq_lens), (seq_lens.shape[0],),
         NUM_KV_HEADS=num_kv_heads, GROUP=group, HEAD_DIM=head_dim, BLOCK_D=block_d,
         PASS=_MERGE_PASS, num_warps=2, enable_fp_fusion=True,
     )  # fmt: skip
+
+
+_launch_decode_attention = CachedLaunch(decode_attention_kernel)
+_launch_merge_decode = CachedLaunch(merge_decode_kernel)
 
 
 def _split_scratch(

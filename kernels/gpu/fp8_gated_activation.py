@@ -13,7 +13,7 @@ from batchmill.kernels.reference.fp8_rows import Fp8Rows
 
 from .fp8_rows import MAX_ROW_BLOCK, empty_fp8_rows, largest_magnitude, step_and_scale, to_fp8
 from .gated_activation import activate_and_multiply
-from .launch import check_device
+from .launch import CachedLaunch, check_device, next_power_of_2
 from .rms_norm import norm_warps
 
 
@@ -66,9 +66,12 @@ def gated_activation_fp8_triton(gate_up: Tensor, *, is_gelu: bool) -> Fp8Rows:
     num_rows, size = gate_up.shape[0], gate_up.shape[1] // 2
     rows = empty_fp8_rows(num_rows, size, gate_up.device)
     if num_rows:
-        block = min(MAX_ROW_BLOCK, triton.next_power_of_2(size))
-        gated_activation_fp8_kernel[(num_rows,)](
-            *rows, gate_up.contiguous(), SIZE=size, IS_GELU=is_gelu, BLOCK=block,
+        block = min(MAX_ROW_BLOCK, next_power_of_2(size))
+        _launch_gated(
+            (num_rows,), (*rows, gate_up.contiguous()), SIZE=size, IS_GELU=is_gelu, BLOCK=block,
             num_warps=norm_warps(block), enable_fp_fusion=True,
         )  # fmt: skip
     return rows
+
+
+_launch_gated = CachedLaunch(gated_activation_fp8_kernel)

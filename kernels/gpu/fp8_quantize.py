@@ -12,7 +12,7 @@ from torch import Tensor
 from batchmill.kernels.reference.fp8_rows import Fp8Rows
 
 from .fp8_rows import MAX_ROW_BLOCK, empty_fp8_rows, largest_magnitude, step_and_scale, to_fp8
-from .launch import check_device
+from .launch import CachedLaunch, check_device, next_power_of_2
 from .rms_norm import norm_warps
 
 
@@ -58,8 +58,12 @@ def quantize_fp8_triton(x: Tensor) -> Fp8Rows:
     num_rows, size = x.shape
     rows = empty_fp8_rows(num_rows, size, x.device)
     if num_rows:
-        block = min(MAX_ROW_BLOCK, triton.next_power_of_2(size))
-        quantize_fp8_kernel[(num_rows,)](
-            *rows, x, x.stride(0), SIZE=size, BLOCK=block, num_warps=norm_warps(block)
-        )
+        block = min(MAX_ROW_BLOCK, next_power_of_2(size))
+        _launch_quantize(
+            (num_rows,), (*rows, x), (x.stride(0),),
+            SIZE=size, BLOCK=block, num_warps=norm_warps(block),
+        )  # fmt: skip
     return rows
+
+
+_launch_quantize = CachedLaunch(quantize_fp8_kernel)

@@ -10,7 +10,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .launch import check_device
+from .launch import CachedLaunch, check_device
 
 #: Outputs per program: 8 per thread at 4 warps, one 16-byte access each for gate and up.
 BLOCK = 1024
@@ -63,8 +63,11 @@ def _gated_activation(op: str, gate_up: Tensor, *, is_gelu: bool) -> Tensor:
     num_tokens, size = gate_up.shape[0], gate_up.shape[1] // 2
     out = torch.empty((num_tokens, size), dtype=gate_up.dtype, device=gate_up.device)
     if out.numel():
-        gated_activation_kernel[(num_tokens, triton.cdiv(size, BLOCK))](
-            out, gate_up.contiguous(), size, is_gelu,
-            BLOCK=BLOCK, num_warps=4, enable_fp_fusion=True,
+        _launch_gated_activation(
+            (num_tokens, -(-size // BLOCK)), (out, gate_up.contiguous()), (size,),
+            IS_GELU=is_gelu, BLOCK=BLOCK, num_warps=4, enable_fp_fusion=True,
         )  # fmt: skip
     return out
+
+
+_launch_gated_activation = CachedLaunch(gated_activation_kernel)

@@ -22,7 +22,7 @@ import triton.language as tl
 from torch import Tensor
 
 from .attention_tuning import PrefillTuning
-from .launch import dot_precision, interpreted
+from .launch import CachedLaunch, dot_precision, interpreted, next_power_of_2
 from .tiles import (
     LOG2_E,
     for_cache,
@@ -205,14 +205,18 @@ def prefill_attention(
     num_kv_heads = k_cache.shape[2]
     group = num_heads // num_kv_heads
     # A group larger than the tile still needs one query per tile.
-    tile_rows = max(tuning.tile_rows, triton.next_power_of_2(group))
+    tile_rows = max(tuning.tile_rows, next_power_of_2(group))
     num_seqs = seq_lens.shape[0]
-    prefill_attention_kernel[(num_tokens // (tile_rows // group) + num_seqs, num_kv_heads)](
-        out, query, k_cache, v_cache, block_tables, cu_seqlens_q, seq_lens,
-        scale * k_scale * LOG2_E, v_scale, query.stride(0), block_tables.stride(0), num_seqs,
+    _launch_prefill_attention(
+        (num_tokens // (tile_rows // group) + num_seqs, num_kv_heads),
+        (out, query, k_cache, v_cache, block_tables, cu_seqlens_q, seq_lens),
+        (scale * k_scale * LOG2_E, v_scale, query.stride(0), block_tables.stride(0), num_seqs),
         NUM_KV_HEADS=num_kv_heads, GROUP=group, HEAD_DIM=head_dim, BLOCK_SIZE=k_cache.shape[1],
-        WINDOW=sliding_window, BLOCK_M=tile_rows, BLOCK_D=triton.next_power_of_2(head_dim),
+        WINDOW=sliding_window, BLOCK_M=tile_rows, BLOCK_D=next_power_of_2(head_dim),
         TILE=tuning.tile_tokens, UPCAST=interpreted(prefill_attention_kernel),
         PRECISION=dot_precision(query.dtype), num_warps=tuning.num_warps,
         num_stages=tuning.num_stages, enable_fp_fusion=True,
     )  # fmt: skip
+
+
+_launch_prefill_attention = CachedLaunch(prefill_attention_kernel)

@@ -16,7 +16,7 @@ from torch import Tensor
 from batchmill.kernels.reference.fp8_rows import Fp8Rows
 
 from .fp8_rows import empty_fp8_rows, largest_magnitude, step_and_scale, to_fp8
-from .launch import check_device
+from .launch import CachedLaunch, check_device, next_power_of_2
 
 #: Fewest elements per program: short rows (the q and k norms of one head) are grouped.
 _MIN_PROGRAM_ELEMENTS = 1024
@@ -114,18 +114,18 @@ def _launch(
     num_rows = rows.shape[0] * rows_per_token
     if num_rows == 0:
         return
-    block = triton.next_power_of_2(size)
+    block = next_power_of_2(size)
     rows_per_program = max(1, _MIN_PROGRAM_ELEMENTS // block)
-    rms_norm_kernel[(triton.cdiv(num_rows, rows_per_program),)](
-        out,
-        out if scales is None else scales,
-        rows,
-        x if residual is None else residual,
-        weight,
-        rows.stride(0),
-        rows.stride(1) if rows.dim() == 3 else 0,
-        num_rows,
-        eps,
+    _launch_norm(
+        (-(-num_rows // rows_per_program),),
+        (
+            out,
+            out if scales is None else scales,
+            rows,
+            x if residual is None else residual,
+            weight,
+        ),
+        (rows.stride(0), rows.stride(1) if rows.dim() == 3 else 0, num_rows, eps),
         ADD=residual is not None,
         QUANTIZE=scales is not None,
         SIZE=size,
@@ -135,6 +135,9 @@ def _launch(
         num_warps=norm_warps(block * rows_per_program),
         enable_fp_fusion=True,
     )
+
+
+_launch_norm = CachedLaunch(rms_norm_kernel)
 
 
 def norm_warps(program_elements: int) -> int:

@@ -14,7 +14,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .launch import check_device, check_fp8
+from .launch import CachedLaunch, check_device, check_fp8, next_power_of_2
 from .write_kv import to_cache
 
 #: Heads per program: with 128 dimensions, 8 elements per thread at 4 warps.
@@ -138,7 +138,7 @@ def apply_rope_triton(x: Tensor, cos: Tensor, sin: Tensor) -> None:
         HEAD_DIM=head_dim,
         HALF=half,
         HEADS=HEADS,
-        BLOCK=triton.next_power_of_2(half),
+        BLOCK=next_power_of_2(half),
         num_warps=4,
         enable_fp_fusion=True,
     )
@@ -174,12 +174,16 @@ def rope_and_cache_triton(
     query = torch.empty((num_tokens, num_heads, head_dim), dtype=qkv.dtype, device=qkv.device)
     if num_tokens == 0:
         return query
-    rope_and_cache_kernel[(num_tokens, triton.cdiv(total_heads, HEADS))](
-        query, k_cache, v_cache, qkv, cos, sin,
-        qkv if q_weight is None else q_weight, qkv if k_weight is None else k_weight,
-        slot_mapping, eps, k_scale, v_scale, qkv.stride(0),
+    _launch_rope_and_cache(
+        (num_tokens, -(-total_heads // HEADS)),
+        (query, k_cache, v_cache, qkv, cos, sin, qkv if q_weight is None else q_weight,
+         qkv if k_weight is None else k_weight, slot_mapping),
+        (eps, k_scale, v_scale, qkv.stride(0)),
         NORM=q_weight is not None, NUM_HEADS=num_heads, NUM_KV_HEADS=num_kv_heads,
-        HEAD_DIM=head_dim, HALF=half, HEADS=HEADS, BLOCK=triton.next_power_of_2(head_dim),
+        HEAD_DIM=head_dim, HALF=half, HEADS=HEADS, BLOCK=next_power_of_2(head_dim),
         num_warps=4, enable_fp_fusion=True,
     )  # fmt: skip
     return query
+
+
+_launch_rope_and_cache = CachedLaunch(rope_and_cache_kernel)

@@ -18,7 +18,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .launch import check_device
+from .launch import CachedLaunch, check_device, next_power_of_2
 from .sample_floor import MAX_CANDIDATES, sample_floor_kernel, scale_logits
 
 #: Vocabulary entries per program of the search.
@@ -130,22 +130,30 @@ def sample_triton(
     token_ids = torch.empty(num_rows, dtype=torch.int64, device=logits.device)
     if num_rows == 0:
         return token_ids
-    num_tiles = triton.cdiv(vocab_size, TILE)
+    num_tiles = -(-vocab_size // TILE)
     floors = torch.empty(num_rows, dtype=torch.float32, device=logits.device)
     candidates = logits.new_empty((num_rows, MAX_CANDIDATES))
     best_scores = torch.empty((num_rows, num_tiles), dtype=torch.float32, device=logits.device)
     best_ids = torch.empty((num_rows, num_tiles), dtype=torch.int32, device=logits.device)
     stride = logits.stride(0)
-    sample_floor_kernel[(num_rows,)](
-        floors, candidates, logits, temperature, top_k, top_p, min_p_gaps, stride, vocab_size,
+    _launch_floor(
+        (num_rows,),
+        (floors, candidates, logits, temperature, top_k, top_p, min_p_gaps), (stride, vocab_size),
         MOST=MAX_CANDIDATES, TILE=FLOOR_TILE, num_warps=16, enable_fp_fusion=False,
     )  # fmt: skip
-    sample_tile_kernel[(num_rows, num_tiles)](
-        best_scores, best_ids, floors, logits, temperature, seeds, positions, stride, vocab_size,
+    _launch_tile(
+        (num_rows, num_tiles),
+        (best_scores, best_ids, floors, logits, temperature, seeds, positions),
+        (stride, vocab_size),
         TILE=TILE, num_warps=8, enable_fp_fusion=False,
     )  # fmt: skip
-    sample_pick_kernel[(num_rows,)](
-        token_ids, best_scores, best_ids, num_tiles,
-        BLOCK=triton.next_power_of_2(num_tiles), num_warps=1, enable_fp_fusion=False,
+    _launch_pick(
+        (num_rows,), (token_ids, best_scores, best_ids), (num_tiles,),
+        BLOCK=next_power_of_2(num_tiles), num_warps=1, enable_fp_fusion=False,
     )  # fmt: skip
     return token_ids
+
+
+_launch_floor = CachedLaunch(sample_floor_kernel)
+_launch_tile = CachedLaunch(sample_tile_kernel)
+_launch_pick = CachedLaunch(sample_pick_kernel)
