@@ -140,6 +140,16 @@ def api_error(error: Exception) -> ApiError | None:
                 code="broker_unavailable",
                 headers={"retry-after": "1"},
             )
+        case producer.KeyMissing():
+            return ApiError(
+                503,
+                f"the content is sealed with the key {error.key_id}, which this gateway does not "
+                "have; its operator must add it",
+                code=error.code,
+                headers={"retry-after": "10"},
+            )
+        case producer.ContentChanged() | producer.PayloadMissing():
+            return ApiError(500, str(error), code=error.code, headers=DO_NOT_RETRY)
         case producer.PayloadUnreachable():
             return ApiError(
                 503,

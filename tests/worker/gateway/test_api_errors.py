@@ -7,7 +7,9 @@ import pytest
 from batchmill.producer.errors import (
     BatchmillError,
     BrokerUnavailable,
+    ContentChanged,
     JobFailed,
+    KeyMissing,
     NotReplicated,
     PayloadUnreachable,
     ShardMismatch,
@@ -35,6 +37,17 @@ def test_a_store_that_is_away_is_tried_again(cause: BatchmillError) -> None:
     error = api_error(cause)
     assert error is not None
     assert (error.status, error.headers) == (503, {"retry-after": "1"})
+
+
+def test_content_that_cannot_be_opened_says_why() -> None:
+    missing = api_error(KeyMissing("the prompt …", key_id="old.1a2b3c4d"))
+    assert missing is not None
+    assert (missing.status, missing.code) == (503, "missing_key")
+    assert "old.1a2b3c4d" in str(missing)
+    changed = api_error(ContentChanged("the file file-1 was changed"))
+    assert changed is not None
+    assert (changed.status, changed.code) == (500, "integrity")
+    assert changed.headers == {"x-should-retry": "false"}
 
 
 def test_a_decision_that_fails_as_it_asked_to_is_no_error_of_the_server() -> None:
