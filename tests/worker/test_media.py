@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import io
 import json
 import signal
 import struct
@@ -11,8 +13,11 @@ from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
+import numpy as np
 import pytest
+import soundfile
 
+from batchmill.engine.contract.media import Audio
 from batchmill.producer import Client, JobFailed, JobRejected, ProducerSettings
 from batchmill.producer.protocol import keys
 from batchmill.producer.protocol.media import media_id
@@ -127,6 +132,30 @@ def test_a_document_of_the_inbox_may_have_a_picture_inside(running_mill: Mill) -
     (record,) = running_mill.wait_ended("from-elsewhere")
     assert running_mill.store.read_tokens(record.id) == expected_tokens(rendered(decoded()), 8)
     assert b"base64" not in record.document
+
+
+def test_a_celery_task_may_have_a_picture_inside(running_mill: Mill) -> None:
+    part = {"type": "image_url", "image_url": {"url": data_url(png())}}
+    job = {"messages": ask(part), "max_tokens": 8, "seed": 7}
+    queue = keys.queue_name("demo", "normal")
+    sent = running_mill.celery.send_task(keys.TASK_NAME, kwargs={"job": job}, queue=queue)
+    sent.get(timeout=60)
+    expected = expected_tokens(rendered(decoded()), 8)
+    assert running_mill.store.read_tokens(str(sent.id)) == expected
+    assert b"base64" not in running_mill.record(str(sent.id)).document
+
+
+def test_a_sound_reaches_the_engine(client: Client) -> None:
+    target = io.BytesIO()
+    soundfile.write(target, np.linspace(-0.5, 0.5, 800, dtype="f4"), 8000, format="WAV")
+    data = base64.b64encode(target.getvalue()).decode()
+    part = {"type": "input_audio", "input_audio": {"data": data, "format": "wav"}}
+    job = client.submit(messages=ask(part), max_tokens=8, seed=7)
+    samples, _ = soundfile.read(io.BytesIO(target.getvalue()), dtype="float32")
+    sound = Audio(8000, samples.astype("<f4").tobytes())
+    prompt = f"<user>{[{'type': 'audio'}, {'type': 'text', 'text': 'What?'}]}"
+    expected = expected_tokens(f"{prompt}<{sound.content_digest().hex()}>", 8)
+    assert list(job.result(timeout_s=60).token_ids) == expected
 
 
 @pytest.fixture

@@ -15,6 +15,7 @@ from batchmill.producer.store.deliveries import Deliveries
 
 from .decision import asked_questions
 from .heat_map import HeatMap, heat_maps
+from .media import content_text, media_notes
 from .timeline import timeline
 from .visit import ConsoleError, Page, Redirect, Reply, Visit, not_found, require
 
@@ -42,7 +43,7 @@ def show_job(visit: Visit) -> Reply:
         "events": events,
         "progress": _progress(visit, status),
         "settings": _settings(record, sees_texts=visit.viewer.sees_texts),
-        "input": _input(record) if visit.viewer.sees_texts else [],
+        "input": _input(record, media_notes(store, status.id)) if visit.viewer.sees_texts else [],
         "questions": questions,
         "outputs": [] if questions or not visit.viewer.sees_texts else _outputs(result),
     }
@@ -134,8 +135,9 @@ def _shown(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
-def _input(record: JobRecord) -> list[tuple[str, str]]:
-    """Return the parts of a job's input: who says it, and the text."""
+def _input(record: JobRecord, media: list[str]) -> list[tuple[str, str]]:
+    """Return the parts of a job's input: who says it, and the text; of media, what is noted."""
+    notes = iter(media)
     if record.unreadable is not None:
         return [("sealed", str(record.unreadable))]
     document = _document(record)
@@ -147,7 +149,11 @@ def _input(record: JobRecord) -> list[tuple[str, str]]:
         if not isinstance(message, dict):
             continue
         role, content = str(message.get("role", "message")), message.get("content")
-        is_plain = isinstance(content, str) and message.keys() <= {"role", "content"}
+        if isinstance(content, list):
+            content = content_text(content, notes)
+            message = {**message, "content": content}
+        given = {name for name, value in message.items() if value is not None}
+        is_plain = isinstance(content, str) and given <= {"role", "content"}
         parts.append((role, str(content) if is_plain else _pretty(message)))
     if tools:
         parts.append(("tools", _pretty(tools)))

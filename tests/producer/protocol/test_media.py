@@ -2,20 +2,28 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from batchmill.producer.encryption.key_ring import KeyRing, new_key
+from batchmill.producer.payloads.object_store import ObjectStore
 from batchmill.producer.protocol import keys
 from batchmill.producer.protocol.calls import jobs as job_calls
 from batchmill.producer.protocol.calls import media as media_calls
+from batchmill.producer.protocol.calls import payloads as payload_calls
 from batchmill.producer.protocol.calls.new_job import NO_LIMITS
 from batchmill.producer.protocol.media import NewMedia, media_id, media_names
+from batchmill.producer.protocol.payloads import is_reference
 from batchmill.producer.protocol.replies import (
     MediaStatus,
     PinStatus,
     SubmitStatus,
 )
+from batchmill.producer.store.job_store import JobStore
+
+from ..conftest import Bench
 
 CONTENT = b"\x89PNG\r\n\x1a\n" + b"p" * 1000
 ID = media_id(CONTENT)
@@ -179,3 +187,36 @@ def test_a_forged_key_does_not_stop_the_sweep(bench: Any, kind: str) -> None:
     bench.redis.zadd(keys.MEDIA_DUE, {name: 1})
     sweep(bench)
     assert not bench.redis.exists(keys.media(name))
+
+
+def test_media_are_sealed_and_large_ones_go_to_the_object_store(
+    redis_url: str, tmp_path: Path
+) -> None:
+    first, second = new_key("first"), new_key("second")
+    objects = ObjectStore(str(tmp_path), threshold_bytes=256, timeout_s=5.0)
+    store = JobStore.from_url(redis_url, key_ring=KeyRing([first]), objects=objects)
+    plain = media_names(KeyRing(), "default", ID)
+    store.put_media([medium()])
+    names = media_names(store.key_ring, "default", ID)
+    assert names[0] not in plain
+    value = store.client.hget(keys.media(names[0]), "media")
+    assert isinstance(value, bytes)
+    assert is_reference(value)
+    (path,) = tmp_path.iterdir()
+    assert CONTENT not in path.read_bytes()
+    assert store.read(media_calls.content(names[0])) == CONTENT
+    store.close()
+
+    # Another first key: what was stored under the earlier one is found and read.
+    later = JobStore.from_url(redis_url, key_ring=KeyRing([second, first]), objects=objects)
+    bench = Bench(later)
+    assert bench.submit("j", media=(ID,)).status is SubmitStatus.CREATED
+    (name,) = bench.claim("j").media
+    assert name == names[0]
+    assert later.read(media_calls.content(name)) == CONTENT
+    assert b"@payloads" in later.client.hget(keys.job("j"), "sealed_with")  # type: ignore[operator]
+    bench.end("j", 1)
+    later.run(job_calls.forget("j"))
+    _, unused = later.run(payload_calls.take_unused(10, repeat_ms=1000))
+    assert path.name in unused
+    later.close()
