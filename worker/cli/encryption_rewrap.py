@@ -59,7 +59,7 @@ def rewrap(
     if not ring.key_ids:
         raise CommandError(
             "no key is set: put the keys into BATCHMILL_ENCRYPTION_KEYS, the new one first",
-            code="missing_setting",
+            code="invalid_settings",
             exit_code=ExitCode.CONFIG,
         )
     done, files = SealCounts(), _gateway_files()

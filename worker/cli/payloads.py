@@ -45,7 +45,7 @@ def check(
     if objects is None:
         raise CommandError(
             "no object store is set: name it in BATCHMILL_PAYLOAD_URL, as for the workers",
-            code="missing_setting",
+            code="invalid_settings",
             exit_code=ExitCode.CONFIG,
         )
     with open_stores(broker_url) as stores:
