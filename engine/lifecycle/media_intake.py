@@ -7,15 +7,13 @@ from itertools import chain, zip_longest
 from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
-
 from batchmill.engine.config import EngineConfig
 from batchmill.engine.contract.media import Media
 from batchmill.engine.errors import RequestError
 from batchmill.engine.loading.loading import LoadedModel
 from batchmill.engine.media.agreement import check_agreement
 from batchmill.engine.media.model import MediaModel
-from batchmill.engine.request.media import MediaItem, PromptMedia
+from batchmill.engine.request.media import MediaItem, PromptMedia, positions_of
 from batchmill.engine.request.sampling_params import SamplingParams
 from batchmill.engine.text.chat import Chat
 
@@ -90,7 +88,7 @@ class MediaIntake:
         self, token_ids: Sequence[int], items: Sequence[MediaItem], model: MediaModel
     ) -> PromptMedia:
         placeholder = self._tokenizer.token_id(model.placeholder)
-        positions = np.flatnonzero(np.array(token_ids) == placeholder).astype(np.int64)
+        positions = positions_of(placeholder, token_ids)
         if len(positions) != sum(item.num_features for item in items):
             raise self._spelled_out(model)
         grids = model.rope_positions(items, positions, len(token_ids))

@@ -107,6 +107,11 @@ class PromptMedia:
         }
 
 
+def positions_of(token_id: int | None, token_ids: Sequence[int]) -> NDArray[np.int64]:
+    """Return the ascending positions of a token in a prompt, int64."""
+    return np.flatnonzero(np.array(token_ids) == token_id).astype(np.int64)
+
+
 def item_digest(content_digest: bytes, settings: str) -> bytes:
     """Return the identity of an item's features.
 
