@@ -7,12 +7,14 @@ from collections import Counter, deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import islice
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
-from batchmill.engine.media.feature_cache import FeatureCache
 from batchmill.engine.request.outputs import FinishReason, RequestOutput
 from batchmill.engine.scheduling.scheduled_batch import ScheduledBatch, StepKind
 from batchmill.engine.scheduling.scheduler import Scheduler
+
+if TYPE_CHECKING:  # it imports torch
+    from batchmill.engine.media.feature_cache import FeatureCache
 
 #: Steps are kept up to this many, about a minute.
 NUM_RECENT_STEPS = 1024

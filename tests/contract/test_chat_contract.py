@@ -74,9 +74,9 @@ GOOD: list[dict[str, Any]] = [
 BAD: list[tuple[dict[str, Any], str]] = [
     ({"messages": [{"role": "robot", "content": "x"}]}, "invalid_request"),
     ({"messages": [{"role": "user"}]}, "invalid_request"),
-    ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, "unsupported_parameter"),
+    ({"messages": [{"role": "user", "content": [{"type": "video_url"}]}]}, "unsupported_parameter"),
     (
-        {"messages": [{"role": "user", "content": [{"type": "input_audio"}]}]},
+        {"messages": [{"role": "user", "content": [{"type": "video"}]}]},
         "unsupported_parameter",
     ),
     (
@@ -193,10 +193,10 @@ def test_a_job_and_the_engine_refuse_the_same_chats(given: dict[str, Any], code:
     assert refused.value.code == code
 
 
-def test_a_part_that_is_not_text_is_refused_by_its_index() -> None:
-    parts = [{"type": "text", "text": "See:"}, {"type": "image_url", "image_url": {"url": "x"}}]
+def test_a_part_of_an_unknown_kind_is_refused_by_its_index() -> None:
+    parts = [{"type": "text", "text": "See:"}, {"type": "video_url", "video_url": {"url": "x"}}]
     with pytest.raises(
-        UnsupportedParameter, match="content part 1 is of type 'image_url'"
+        UnsupportedParameter, match="content part 1 is of type 'video_url'"
     ) as error:
         parse_job({"messages": [QUESTION, {"role": "user", "content": parts}]})
     assert error.value.param == "messages.1.content"
@@ -209,9 +209,9 @@ def test_a_part_that_is_not_text_is_refused_by_its_index() -> None:
         ({"messages": [QUESTION, {**ANSWER, "tool_call_id": None}]}, "messages.1"),
         ({"messages": [{**QUESTION, "tool_calls": [CALL]}]}, "messages.0"),
         ({"messages": [{**QUESTION, "refusal": "no"}]}, "messages.0.refusal"),
-        ({"prompt": "x", "tools": TOOLS}, None),
-        ({"prompt": "x", "documents": [{"text": "a"}]}, None),
-        ({"prompt": "x", "continue_final_message": True}, None),
+        ({"prompt": "x", "tools": TOOLS}, "tools"),
+        ({"prompt": "x", "documents": [{"text": "a"}]}, "documents"),
+        ({"prompt": "x", "continue_final_message": True}, "continue_final_message"),
         ({"messages": [QUESTION], "tools": [CLOCK] * 129}, "tools"),
         (
             {
@@ -222,7 +222,7 @@ def test_a_part_that_is_not_text_is_refused_by_its_index() -> None:
             },
             "tools",
         ),
-        ({"messages": [QUESTION], "documents": [{"text": "x" * 600_000}] * 2}, None),
+        ({"messages": [QUESTION], "documents": [{"text": "x" * 600_000}] * 2}, "messages"),
         (
             {"messages": [QUESTION], "chat_template_kwargs": {"x": "y" * 5000}},
             "chat_template_kwargs",

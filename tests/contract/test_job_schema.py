@@ -39,6 +39,7 @@ CHECKED_FURTHER = {
 }
 #: What a field needs beside it, to have a meaning.
 BESIDE: dict[str, dict[str, Any]] = {
+    "explain_similarity": {"explain": ["uncertainty"]},
     "negative_prompt": {"guidance_scale": 2},
     **{
         name: {"webhook": "https://example.com/"}
