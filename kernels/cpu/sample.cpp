@@ -1,4 +1,5 @@
-// Samples one token per row: temperature, min-p, top-k, top-p, then the largest logit plus Gumbel noise.
+// Samples one token per row: temperature, min-p, top-k, top-p, then the largest logit plus Gumbel
+// noise.
 //
 // The noise hashes (seed, position, token id) exactly as the reference does; its logarithms are
 // correct to a few units in the last place, like the reference's. The noise is bounded, so tokens
