@@ -238,7 +238,7 @@ class DecoderModel:
         for index, layer in enumerate(layers):
             normed = self._add_and_norm(x, residual, layer.input_norm)
             x = self._attend(layer, normed, kv_cache.layers[index], kv_cache, inputs, steps)
-            if layer is layers[-1] and len(inputs.sample_rows) < len(x):
+            if layer is layers[-1] and not inputs.samples_every_row:
                 # After the last attention rows are independent, and only these lead to a token.
                 x = x.index_select(0, inputs.sample_rows)
                 residual = residual.index_select(0, inputs.sample_rows)

@@ -72,6 +72,14 @@ class StepInputs:
         """Rows of logits that are needed."""
         return len(self.sample_rows) - self.num_states
 
+    @property
+    def samples_every_row(self) -> bool:
+        """Whether `sample_rows` are all rows, in their order.
+
+        In a padded step with prompts, as many may be needed as there are rows, and be others.
+        """
+        return self.max_query_len == 1 and len(self.sample_rows) == len(self.input_ids)
+
 
 def build_step_inputs(
     batch: ScheduledBatch, block_size: int, device: torch.device | str
