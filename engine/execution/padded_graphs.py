@@ -89,10 +89,10 @@ class PaddedGraphs:
     def can_replay(self, inputs: StepInputs) -> bool:
         """Return whether a step fits, and needs no more than tokens, positions and blocks.
 
-        Pooled requests, pairs of texts, LoRA adapters and features of media are computed kernel by
-        kernel.
+        Pooled requests, pairs of texts, LoRA adapters, steering and features of media are computed
+        kernel by kernel.
         """
-        is_plain = not (inputs.num_states or inputs.adapters)
+        is_plain = not (inputs.num_states or inputs.adapters or inputs.steered)
         has_media = inputs.features is not None or inputs.rope_positions is not None
         is_plain = is_plain and not has_media and inputs.token_types is None
         return is_plain and self._size_of(inputs) is not None

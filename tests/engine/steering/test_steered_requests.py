@@ -104,6 +104,7 @@ def make_engine(steered: Steered, request: pytest.FixtureRequest) -> MakeEngine:
         pytest.param({"max_num_seqs": 10, "num_blocks": 20}, 0, id="preempted"),
         pytest.param({"max_num_seqs": 10, "overlap": True}, 5, id="resumed, overlapped"),
         pytest.param({"max_num_seqs": 10, "num_speculative_tokens": 4}, 0, id="drafts"),
+        pytest.param({"max_num_seqs": 10, "decode_graphs": True}, 0, id="graphs"),
     ],
 )
 def test_mixed_batch_equals_transformers_with_hooks(
