@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -109,22 +110,24 @@ class Sampler:
         if guided is not None:
             guided.guide(logits, is_finite)
         is_empty = self._logits_processor.apply(logits) if self._requests else None
-        token_ids, update = self._sample(logits, batch, rows, recorded)
-        if guided is not None:
-            guided.share_tokens(token_ids)
-        scores = None
-        if scorer is not None:
-            (index,) = self._uploader.upload(self._special.scored_rows)
-            scores = SampledScores(self._special.scored, scorer.begin_copy(token_ids[index]))
-        sampled = SampledTokens(
-            token_ids,
-            is_finite,
-            is_empty=is_empty,
-            restrictive=self._special.restrictive if is_empty is not None else (),
-            drafted_rows=batch.drafts_of_rows,
-            scores=scores,
-            known_scores=known_scores,
-        )
+        # A recorded step puts its tokens where the next one reads them before all is done here.
+        with nullcontext() if recorded is None else self._rows.restored_on_failure():
+            token_ids, update = self._sample(logits, batch, rows, recorded)
+            if guided is not None:
+                guided.share_tokens(token_ids)
+            scores = None
+            if scorer is not None:
+                (index,) = self._uploader.upload(self._special.scored_rows)
+                scores = SampledScores(self._special.scored, scorer.begin_copy(token_ids[index]))
+            sampled = SampledTokens(
+                token_ids,
+                is_finite,
+                is_empty=is_empty,
+                restrictive=self._special.restrictive if is_empty is not None else (),
+                drafted_rows=batch.drafts_of_rows,
+                scores=scores,
+                known_scores=known_scores,
+            )
         # Last, so that if anything failed before, the retried step finds the tokens that it began
         # with. A request with draft tokens may get the token of any of its rows here; the host
         # corrects that once it knows which drafts are accepted.

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -102,6 +105,16 @@ class RequestRows:
             return rows
         counts = [1] * len(batch.decodes) + [item.num_sampled_tokens for item in batch.chunks]
         return np.repeat(rows, counts)
+
+    @contextmanager
+    def restored_on_failure(self) -> Iterator[None]:
+        """Put `last_tokens` back if the work inside fails, because its step is computed again."""
+        before = self.last_tokens.clone()
+        try:
+            yield
+        except BaseException:
+            self.last_tokens.copy_(before)
+            raise
 
     def put_last_token(self, request: Request, token_id: int) -> None:
         """Set the last accepted token of a request with draft tokens, once the host knows it."""

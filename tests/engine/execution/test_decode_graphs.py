@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import random
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -137,6 +138,22 @@ def test_step_with_prompts_is_padded_to_the_next_size(
     assert kinds(engine) == {"padded": 2, "graph": 2}
 
 
+def test_padded_step_with_as_many_rows_of_logits_as_tokens_samples_the_right_rows(
+    make_engine: Callable[..., Engine],
+) -> None:
+    outputs = []
+    for decode_graphs in (False, True):
+        engine = make_engine(num_blocks=100, max_num_seqs=32, decode_graphs=decode_graphs)
+        for index in range(20):
+            engine.add_request(str(index), [index], greedy(3))
+        engine.step()
+        engine.add_request("more tokens than one", [30, 31, 32, 33, 34], greedy(3))
+        outputs.append(outputs_of(engine))
+    assert outputs[0] == outputs[1]
+    assert (32, 32) in engine._pipeline._padded._sizes  # type: ignore[union-attr]
+    assert kinds(engine) == {"padded": 2, "graph": 2}
+
+
 def test_step_that_fits_no_padded_size_runs_kernel_by_kernel(
     make_engine: Callable[..., Engine],
 ) -> None:
@@ -232,12 +249,14 @@ def test_block_begun_in_a_step_that_ran_out_of_memory_reaches_the_next_replay(
     assert outputs_of(engine) == expected
 
 
+@pytest.mark.parametrize("controls", [{}, {"repetition_penalty": 1.5}, {"logprobs": 2}], ids=str)
 def test_step_without_host_memory_for_its_tokens_samples_them_again(
-    make_engine: Callable[..., Engine], monkeypatch: pytest.MonkeyPatch
+    make_engine: Callable[..., Engine], monkeypatch: pytest.MonkeyPatch, controls: dict[str, Any]
 ) -> None:
-    (expected,) = make_engine(decode_graphs=False).generate([[1, 2, 3]], greedy(12))
+    params = replace(greedy(12), **controls)
+    (expected,) = make_engine(decode_graphs=False).generate([[1, 2, 3]], params)
     engine = make_engine()
-    engine.add_request("a", [1, 2, 3], greedy(12))
+    engine.add_request("a", [1, 2, 3], params)
     for _ in range(4):
         engine.step()
 
