@@ -44,10 +44,11 @@ class BatchBuilder:
             if num_new_tokens < num_uncomputed_tokens and not is_alone:
                 return None
             num_new_tokens = num_uncomputed_tokens
+        # Before the scores are counted: they end with the chunk.
+        num_new_tokens = self._media_budget.limit(request, num_new_tokens)
         scored = range(0)
         if request.scores is not None and request.scores.is_pending:
             num_new_tokens, scored = self._limit_scores(request, request.scores, num_new_tokens)
-        num_new_tokens = self._media_budget.limit(request, num_new_tokens)
         if num_new_tokens == 0:
             return None
         self.num_free_tokens = max(0, self.num_free_tokens - num_new_tokens)

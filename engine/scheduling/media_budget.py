@@ -8,10 +8,11 @@ from batchmill.engine.request.request import Request
 class MediaBudget:
     """What is left of a step's budget of feature rows.
 
-    A step that reaches the first placeholder of an item computes all features of the item, however
-    few of its tokens belong to the step. So chunks end before an item that exceeds the budget; the
-    first item of a step always fits. The budget does not know which features are in memory: it
-    counts them all, but each item only once.
+    A step that reaches a placeholder of an item computes all features of the item, however few of
+    its tokens belong to the step. So chunks end before an item that exceeds the budget; the first
+    item of a step always fits. Items whose features a request holds from the step before cost
+    nothing. The budget does not know which others are in memory: it counts them all, but each only
+    once. A prefix that was found in the cache may end inside an item, which counts as well.
 
     Source: the encoder budget of vLLM's scheduler.
     """
@@ -29,7 +30,9 @@ class MediaBudget:
             return num_new_tokens
         for each in request.media.slices_in(start, start + num_new_tokens):
             digest, num_rows = each.item.digest, each.item.num_features
-            if each.start > 0 or digest in self._counted:
+            held = request.media.held
+            is_held = each.start > 0 and held is not None and held[0] is each.item
+            if is_held or digest in self._counted:
                 continue
             if num_rows > self._num_free_rows and self._counted:
                 return int(each.positions[0]) - start

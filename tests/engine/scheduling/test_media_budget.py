@@ -10,6 +10,8 @@ from batchmill.engine.contract.media import Image
 from batchmill.engine.request.media import MediaItem, PromptMedia
 from batchmill.engine.request.request import Request
 from batchmill.engine.request.sampling_params import SamplingParams
+from batchmill.engine.request.scores import TokenScores
+from batchmill.engine.scheduling.batch_builder import BatchBuilder
 from batchmill.engine.scheduling.media_budget import MediaBudget
 
 
@@ -50,5 +52,27 @@ def test_the_first_item_of_a_step_always_fits() -> None:
 
 def test_items_that_are_computed_already_cost_nothing() -> None:
     begun = request((1, 6), num_computed=3)
+    assert begun.media is not None
+    begun.media.held = begun.media.items[0], None
     assert limits(6, [begun, request((2, 6))], 4) == [4, 4]
     assert limits(6, [request((2, 6)), request((2, 6))], 4) == [4, 4]
+
+
+def test_an_item_in_which_a_cached_prefix_ends_counts() -> None:
+    assert limits(6, [request((1, 6), num_computed=3), request((2, 6))], 4) == [4, 1]
+
+
+def test_scored_positions_end_with_a_chunk_that_the_budget_cuts() -> None:
+    builder = BatchBuilder(100, MediaBudget(6))
+    builder.add_chunk(request((1, 6)), 8)
+    scored = request((2, 6))
+    scored.scores = TokenScores.of(
+        num_prompt_tokens=8,
+        num_resumed_tokens=0,
+        prompt_logprobs=1,
+        logprobs=None,
+        entropy=False,
+    )
+    item = builder.add_chunk(scored, 8)
+    assert item is not None
+    assert (item.num_new_tokens, item.scored) == (1, range(1, 2))
