@@ -96,6 +96,7 @@ class RequestIntake:
             prompt_token_ids = self._prompt_token_ids(prompt, params)
         else:
             prompt_token_ids = expanded.token_ids
+            self._check_text_token_ids("messages", prompt_token_ids)
             self._check_length(prompt_token_ids)
         params = self._with_special_stops(params)
         self._check_vocabulary(params)

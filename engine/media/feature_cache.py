@@ -92,7 +92,8 @@ class FeatureCache:
                 raise ValueError(
                     f"the tower made {len(features.rows)} rows, {item.num_features} were expected"
                 )
-        return [each.to(self._model.dtype) for each in found]
+        # A part of a batch would keep the memory of the whole batch.
+        return [each.to(self._model.dtype, copy=len(items) > 1) for each in found]
 
     def _failed(self, item: MediaItem, error: Exception) -> Features:
         """Return features that end their request, and no other one, with an error."""

@@ -71,7 +71,7 @@ class Request:
         steering: What is added to its hidden states, which makes its blocks its own as well; None
             if nothing is.
         cache_salt: It shares blocks only with requests of the same salt; None is a salt as well.
-        media: The pictures and sounds of its prompt; None if it has none.
+        media: The pictures and sounds of its prompt; None if it has none, or has ended.
         max_num_tokens: It is finished when prompt and output together have this many tokens.
         num_computed_tokens: Tokens whose KV is in the cache, or will be by steps that are launched.
         num_pending_tokens: Tokens sampled by launched steps, not known on the host yet.

@@ -280,6 +280,8 @@ class RunningRequests:
         if request.num_steps_in_flight:
             self._discard_in_flight(request)
         self.prefilling.discard(request)
+        if request.media is not None:
+            request.media.held = None
         request.block_ids = []
         request.num_slots = 0
         request.num_releases += 1

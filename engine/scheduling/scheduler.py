@@ -315,6 +315,7 @@ class Scheduler:
 
     def _finish(self, request: Request, *, is_kv_finite: bool) -> None:
         self._adapters.remove(request)
+        request.media = None  # its row keeps it in memory until another request takes the row
         self._num_steered -= request.steering is not None
         if request.status is not RequestStatus.RUNNING:
             self.waiting.remove(request)

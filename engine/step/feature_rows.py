@@ -37,10 +37,10 @@ class Features:
         """Memory that they take."""
         return sum(each.nbytes for each in (self.rows, *self.deepstack))
 
-    def to(self, dtype: torch.dtype) -> Features:
-        """Return them in another number format."""
-        layers = tuple(each.to(dtype) for each in self.deepstack)
-        return Features(self.rows.to(dtype), layers, self.problem)
+    def to(self, dtype: torch.dtype, *, copy: bool = False) -> Features:
+        """Return them in a number format; with `copy`, in memory of their own in any case."""
+        layers = tuple(each.to(dtype, copy=copy) for each in self.deepstack)
+        return Features(self.rows.to(dtype, copy=copy), layers, self.problem)
 
 
 class FeatureSource(Protocol):

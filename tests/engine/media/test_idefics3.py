@@ -72,6 +72,30 @@ def test_features_are_kept_up_to_a_number_of_bytes(loaded: LoadedModel) -> None:
     assert cache.num_encoded == 4
 
 
+def test_features_of_one_batch_do_not_keep_each_other_in_memory(loaded: LoadedModel) -> None:
+    model = model_of(loaded)
+    found = FeatureCache(model, 0).features_of([model.item_of(image(seed)) for seed in range(3)])
+    assert all(each.rows.untyped_storage().nbytes() == each.num_bytes for each in found)
+
+
+@pytest.mark.parametrize("num_steps", [0, 1, 3])
+def test_an_aborted_request_keeps_no_picture(
+    make: Callable[..., Engine], loaded: LoadedModel, num_steps: int
+) -> None:
+    engine = make(max_num_batched_tokens=9, max_num_seqs=2, media_cache_bytes=0)
+    engine.add_request("a", chat(), GREEDY, media=[image(8)])
+    for _ in range(num_steps):
+        engine.step()
+    request = engine._unfinished._trackers["a"].request
+    media = request.media
+    assert media is not None
+    assert (media.held is not None) == (num_steps > 1)
+    engine.abort("a")
+    while engine.has_unfinished():
+        engine.step()
+    assert request.media is None
+
+
 def test_a_picture_that_fails_ends_its_own_request_alone(
     make: Callable[..., Engine], loaded: LoadedModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -128,6 +152,15 @@ def test_what_cannot_be_computed_is_refused_by_name(
         engine.add_request("a", messages, SamplingParams(max_tokens=4, **params), media=media)
     assert refusal.value.code == code
     assert not engine.has_unfinished()
+
+
+def test_a_token_beside_a_picture_that_the_model_lacks_is_refused(
+    make: Callable[..., Engine], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = make()
+    monkeypatch.setattr(engine._intake, "_vocab_size", ord("z"))  # one token per byte
+    with pytest.raises(RequestError, match="a special token that this model does not have"):
+        engine.add_request("a", chat("z"), GREEDY, media=[image(1)])
 
 
 def test_other_settings_of_the_processor_are_another_model(tmp_path: Path) -> None:
