@@ -21,7 +21,7 @@ from batchmill.engine.step.step_inputs import StepInputBuilder, StepInputs
 from batchmill.engine.step.upload import Uploader
 from batchmill.kernels.ops.sample import sample
 
-from .graph_recorder import Recorder, recorder_for
+from .graph_recorder import Recorder, recorder_for, reserved_gib
 
 #: Batch sizes with a graph; others are padded to the next. Finer steps save nothing above 64,
 #: because a matrix unit works on 64 rows at once.
@@ -155,17 +155,15 @@ class DecodeGraphs:
         Raises:
             EngineError: the steps of this model cannot be recorded on this device.
         """
-        is_cuda = self._model.device.type == "cuda"
-        before = torch.cuda.memory_reserved(self._model.device) if is_cuda else 0
+        before = reserved_gib(self._model.device)
         for size in reversed(self.sizes):
             self._forwards[size] = self._recorder.record(partial(self._compute, size))
             self._samplings[size] = self._recorder.record(partial(self._sample, size))
-        taken = torch.cuda.memory_reserved(self._model.device) - before if is_cuda else 0
         _log.info(
             "decode graphs: %d batch sizes up to %d, %.2f GiB",
             len(self.sizes),
             self.sizes[-1],
-            taken / 1024**3,
+            reserved_gib(self._model.device) - before,
         )
 
     def can_replay(self, batch: ScheduledBatch) -> bool:

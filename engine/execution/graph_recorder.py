@@ -89,3 +89,8 @@ def _no_garbage_collection() -> Iterator[None]:
 def recorder_for(device: torch.device) -> Recorder:
     """Return a recorder for a device: CUDA graphs on a GPU, and plain calls elsewhere."""
     return CudaGraphRecorder() if device.type == "cuda" else PlainRecorder()
+
+
+def reserved_gib(device: torch.device) -> float:
+    """Return the GPU memory that this process has reserved, in GiB; 0 without a GPU."""
+    return torch.cuda.memory_reserved(device) / 1024**3 if device.type == "cuda" else 0.0

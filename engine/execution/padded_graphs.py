@@ -13,7 +13,7 @@ from batchmill.engine.memory.kv_cache import KVCache
 from batchmill.engine.models.model import Model
 from batchmill.engine.step.step_inputs import StepInputs
 
-from .graph_recorder import Recorder
+from .graph_recorder import Recorder, reserved_gib
 
 #: Tokens of a step with a graph; a step is padded to the next. Below some 250 tokens a GPU reads
 #: the weights for longer than it multiplies, so padding costs little. Above 512 it computes for
@@ -78,12 +78,14 @@ class PaddedGraphs:
         Raises:
             EngineError: the steps of this model cannot be recorded on this device.
         """
+        before = reserved_gib(self._model.device)
         for size in reversed(self._sizes):
             self._replays[size] = self._recorder.record(partial(self._forward, *size))
         _log.info(
-            "padded graphs: %d sizes up to %d tokens and %d requests",
+            "padded graphs: %d sizes up to %d tokens and %d requests, %.2f GiB",
             len(self._sizes),
             *self._sizes[-1],
+            reserved_gib(self._model.device) - before,
         )
 
     def can_replay(self, inputs: StepInputs) -> bool:

@@ -74,10 +74,7 @@ class StepInputs:
 
     @property
     def samples_every_row(self) -> bool:
-        """Whether `sample_rows` are all rows, in their order.
-
-        In a padded step with prompts, as many may be needed as there are rows, and be others.
-        """
+        """Whether `sample_rows` are all rows in order; in a padded step, as many may be others."""
         return self.max_query_len == 1 and len(self.sample_rows) == len(self.input_ids)
 
 

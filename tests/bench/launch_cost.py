@@ -45,6 +45,8 @@ from batchmill.kernels.gpu.rms_norm import rms_norm_kernel, rms_norm_triton
 from batchmill.kernels.ops.sample import sample
 
 NUM_REQUESTS = 64
+#: Different tokens in the output of each request: penalties work on as many.
+NUM_KNOWN = 256
 VOCAB_SIZE = 512
 #: Modules whose kernels refuse tensors that are not on a GPU.
 CHECKED = ("paged_attention", "rope", "rms_norm", "gated_activation", "sample", "write_kv")
@@ -138,7 +140,7 @@ def tiny_model(num_layers: int) -> DecoderModel:
 
 
 def requests_with(controls: dict[str, Any]) -> list[Request]:
-    """Return requests with one output token; the first has the controls."""
+    """Return requests with `NUM_KNOWN` output tokens; the first has the controls."""
     made = []
     for index in range(NUM_REQUESTS):
         params = SamplingParams(max_tokens=3000, **(controls if index == 0 else {}))
@@ -149,10 +151,11 @@ def requests_with(controls: dict[str, Any]) -> list[Request]:
             params,
             seed=index,
             max_num_tokens=3100,
+            resumed_token_ids=[10 + number for number in range(NUM_KNOWN)],
             controls=own if own.is_needed else None,
             scores=TokenScores.of(
                 num_prompt_tokens=3,
-                num_resumed_tokens=0,
+                num_resumed_tokens=NUM_KNOWN,
                 prompt_logprobs=None,
                 logprobs=params.logprobs,
                 entropy=False,
@@ -169,8 +172,8 @@ class Steps:
     def __init__(self, pipeline: step_pipeline.StepPipeline, controls: dict[str, Any]) -> None:
         self._pipeline = pipeline
         self._requests = requests_with(controls)
-        self._position = 3
-        whole = [ScheduledRequest(each, 0, 3, True) for each in self._requests]
+        self._position = self._requests[0].num_tokens
+        whole = [ScheduledRequest(each, self._position - 3, 3, True) for each in self._requests]
         self._run(ScheduledBatch(chunks=tuple(whole)))
 
     def decode(self, chunks: tuple[ScheduledRequest, ...] = ()) -> None:
@@ -184,6 +187,7 @@ class Steps:
     def _run(self, batch: ScheduledBatch) -> None:
         self._pipeline.launch(batch)
         self._pipeline.collect()
+        self._requests[0].output_token_ids.append(0)  # controls follow the tokens
 
 
 def make_pipeline(model: DecoderModel, *, decode_graphs: bool) -> step_pipeline.StepPipeline:
