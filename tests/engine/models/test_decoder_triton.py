@@ -7,18 +7,24 @@ import math
 import os
 import subprocess
 import sys
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor
 
+from batchmill.engine.execution import padded_graphs
+from batchmill.engine.execution.graph_recorder import PlainRecorder
+from batchmill.engine.execution.padded_graphs import PaddedGraphs
 from batchmill.engine.execution.step_pipeline import ModelRunner
 from batchmill.engine.loading.weight_loading import load_weights
 from batchmill.engine.memory.kv_cache import KVCache
 from batchmill.engine.models.decoder import DecoderModel
 from batchmill.engine.models.families import read_model_config
 from batchmill.engine.request.request import Request
+from batchmill.engine.step.step_inputs import StepInputs
 from batchmill.kernels.ops.dispatch import Backend
 
 from ...support.tiny_models import NATIVE, random_model
@@ -41,7 +47,10 @@ def _interpreted(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def logits_of(
-    model: DecoderModel, kv_dtype: torch.dtype | None = None, value_before: float = 0.0
+    model: DecoderModel,
+    kv_dtype: torch.dtype | None = None,
+    value_before: float = 0.0,
+    runner: Callable[[DecoderModel, KVCache], ModelRunner] | None = None,
 ) -> list[Tensor]:
     """Return each step's logits, over a cache whose unused slots hold `value_before`."""
     kv_cache = KVCache(
@@ -56,9 +65,38 @@ def logits_of(
     for keys, values in kv_cache.layers:
         keys.fill_(value_before)
         values.fill_(value_before)
-    runner = ModelRunner(model, kv_cache, "cpu")
+    runs = (runner or partial(ModelRunner, device="cpu"))(model, kv_cache)
     requests: list[Request] = make_requests(LENGTHS, model.config.vocab_size, num_blocks=30)
-    return [run_step(runner, [(requests[i], n, True) for i, n in step]) for step in STEPS]
+    return [run_step(runs, [(requests[i], n, True) for i, n in step]) for step in STEPS]
+
+
+class PaddedRunner(ModelRunner):
+    """Computes each step in the next of a graph's sizes."""
+
+    def __init__(self, model: DecoderModel, kv_cache: KVCache) -> None:
+        super().__init__(model, kv_cache, "cpu")
+        logits = torch.empty(4, model.config.vocab_size)
+        self._graphs = PaddedGraphs(
+            model, kv_cache, logits, max_model_len=40, recorder=PlainRecorder()
+        )
+        self._graphs.record_all()
+
+    def compute_logits(self, inputs: StepInputs) -> Tensor:
+        """See `ModelRunner`."""
+        assert self._graphs.can_replay(inputs)
+        return self._graphs.compute(inputs)
+
+
+# Attention writes nothing to rows of padding, so they hold anything.
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")
+def test_padding_of_a_step_with_prompts_changes_no_logits(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(padded_graphs, "TOKEN_SIZES", (4, 20))
+    triton, reference = pair(tmp_path, "Qwen3")
+    padded = logits_of(triton, value_before=math.nan, runner=PaddedRunner)
+    for ours, theirs in zip(padded, logits_of(reference), strict=True):
+        torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=0)
 
 
 def pair(folder: Path, name: str) -> tuple[DecoderModel, DecoderModel]:
