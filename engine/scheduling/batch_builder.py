@@ -83,7 +83,9 @@ class BatchBuilder:
 
         The logits of one token score the token after it.
         """
-        start, first = request.num_computed_tokens, scores.next_position
+        start = request.num_computed_tokens
+        # Steps in flight score the positions up to `start`.
+        first = max(scores.next_position, start + 1)
         if first + self._num_free_scores < scores.end_position:
             num_new_tokens = min(num_new_tokens, first - 1 - start + self._num_free_scores)
         scored = range(first, max(first, min(start + num_new_tokens + 1, scores.end_position)))

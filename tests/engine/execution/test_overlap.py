@@ -113,6 +113,28 @@ def test_step_with_a_controlled_row_overlaps_and_is_replayed(
     assert outputs[0] == outputs[1]
 
 
+@pytest.mark.parametrize("decode_graphs", [False, True], ids=["kernels", "graphs"])
+def test_prompt_in_chunks_is_scored_while_steps_overlap(
+    make_engine: Callable[..., Engine], decode_graphs: bool
+) -> None:
+    prompts = [list(range(30)), [4, 5, 6], list(range(50, 69))]
+    params = [replace(GREEDY, prompt_logprobs=1, logprobs=0, max_tokens=3), GREEDY, GREEDY]
+    params[2] = replace(params[0], repetition_penalty=1.5)
+    outputs = []
+    for settings in ({"overlap": False, "max_num_batched_tokens": 256}, {"overlap": True}):
+        engine = make_engine(
+            **{"max_num_batched_tokens": 8, **settings}, decode_graphs=decode_graphs
+        )
+        outputs.append(engine.generate(prompts, params))
+    for plain, overlapped in zip(*outputs, strict=True):
+        assert overlapped.token_ids == plain.token_ids
+        for name in ("prompt_logprobs", "logprobs"):
+            expected, found = getattr(plain, name), getattr(overlapped, name)
+            assert (expected is None) == (found is None)
+            for one, other in zip(expected or (), found or (), strict=True):
+                assert other == (one and pytest.approx(one, abs=1e-4))
+
+
 @pytest.mark.parametrize("error", [MemoryError(), RuntimeError("the device is lost")], ids=type)
 def test_sampling_that_fails_after_the_step_before_was_collected_changes_no_token(
     make_engine: Callable[..., Engine], error: Exception, monkeypatch: pytest.MonkeyPatch
