@@ -31,8 +31,8 @@ class PaddedGraphs:
     A step is one sequence of tokens; which of them belong to which request, and how long each
     request is, are numbers on the device that the kernels read. So a graph for some numbers of
     tokens and of requests computes every step that has no more of either. Padding tokens belong to
-    no request, and write to no slot; padding requests have no tokens; padding rows of logits repeat
-    the first token's.
+    no request, and write to no slot; padding requests have no tokens; padding rows of logits are
+    those of the last token, so that all rows are in ascending order.
     """
 
     def __init__(
@@ -120,7 +120,7 @@ class PaddedGraphs:
         self._seq_lens[:num_seqs].copy_(inputs.seq_lens)
         self._seq_lens[num_seqs:].fill_(0)
         self._sample_rows[: inputs.num_logits].copy_(inputs.sample_rows)
-        self._sample_rows[inputs.num_logits :].fill_(0)
+        self._sample_rows[inputs.num_logits :].fill_(size[0] - 1)
         self._replays[size]()
         return self._logits[: inputs.num_logits]
 

@@ -166,6 +166,16 @@ def test_step_that_fits_no_padded_size_runs_kernel_by_kernel(
     assert kinds(engine) == {"prefill": 1, "graph": 1}
 
 
+def test_steps_of_the_cpp_layers_are_padded_too(byte_engine: Callable[..., Engine]) -> None:
+    prompts = [[index, *range(index, 2 * index)] for index in range(5)]
+    outputs = []
+    for decode_graphs in (False, True):
+        engine = byte_engine(decode_graphs=decode_graphs, max_num_batched_tokens=9, max_num_seqs=9)
+        outputs.append([each.token_ids for each in engine.generate(prompts, greedy(5))])
+    assert outputs[0] == outputs[1]
+    assert kinds(engine)["padded"] > 1
+
+
 def test_padding_writes_to_no_block_and_reads_only_unused_ones(
     make_engine: Callable[..., Engine],
 ) -> None:

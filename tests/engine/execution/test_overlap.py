@@ -120,8 +120,10 @@ def test_prompt_in_chunks_is_scored_while_steps_overlap(
     prompts = [list(range(30)), [4, 5, 6], list(range(50, 69))]
     params = [replace(GREEDY, prompt_logprobs=1, logprobs=0, max_tokens=3), GREEDY, GREEDY]
     params[2] = replace(params[0], repetition_penalty=1.5)
+    plain_steps = {"overlap": False, "max_num_batched_tokens": 256}
+    variants: list[dict[str, Any]] = [plain_steps, {"overlap": True}]
     outputs = []
-    for settings in ({"overlap": False, "max_num_batched_tokens": 256}, {"overlap": True}):
+    for settings in variants:
         engine = make_engine(
             **{"max_num_batched_tokens": 8, **settings}, decode_graphs=decode_graphs
         )
