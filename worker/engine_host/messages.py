@@ -122,8 +122,6 @@ class Ready(_Message):
     drafts: DraftCounts | None = None
     #: Kinds of job that it serves.
     kinds: Sequence[str] = ("generate",)
-    #: Samples a second at which it takes sounds; None takes any.
-    audio_rate_hz: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

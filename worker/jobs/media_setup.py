@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from batchmill.producer.store.job_store import JobStore
-from batchmill.worker.engine_host.engine_link import EngineLink
 from batchmill.worker.media.decoder import DecodeLimits, MediaDecoder
 from batchmill.worker.media.fetcher import MediaFetcher
 from batchmill.worker.media.reader import MediaReader
@@ -12,7 +11,7 @@ from batchmill.worker.settings import WorkerSettings
 from .media_threads import MediaThreads
 
 
-def media_threads(settings: WorkerSettings, store: JobStore, link: EngineLink) -> MediaThreads:
+def media_threads(settings: WorkerSettings, store: JobStore) -> MediaThreads:
     """Return what prepares media, as the settings of a worker say; nothing is started yet."""
     limits = DecodeLimits(
         max_pixels=settings.media_max_pixels,
@@ -30,6 +29,5 @@ def media_threads(settings: WorkerSettings, store: JobStore, link: EngineLink) -
         ),
         ttl_s=settings.media_ttl_s,
         max_memory_percent=settings.max_memory_percent,
-        audio_rate_hz=lambda: None if link.ready is None else link.ready.audio_rate_hz,
     )
     return MediaThreads(store, reader, lease_s=settings.lease_s)

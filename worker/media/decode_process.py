@@ -2,8 +2,8 @@
 
 `decoder.py` starts it as `python -I -S decode_process.py MEMORY_BYTES FOLDER…`, with a socket as
 its standard input. It imports the standard library only, and from the folders Pillow for a picture,
-and soundfile, numpy and soxr for a sound. Content that takes too long ends this process by a
-signal, and so does content that crashes a library.
+and soundfile and numpy for a sound. Content that takes too long ends this process by a signal, and
+so does content that crashes a library.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import signal
 import socket
 import struct
 import sys
+import time
 from typing import Any, NamedTuple
 
 #: How often an idle process looks whether its parent lives.
@@ -25,11 +26,12 @@ _PARENT_CHECK_S = 2.0
 _KEPT_MEMORY_KB = 256 << 10
 _HEADER = struct.Struct("!IQ")
 _RECEIVE_BYTES = 1 << 20
+_MAX_HEAD_BYTES = 64 << 10
 #: Pillow's names of the formats that are read; a GIF or WebP with several frames gives its first.
 _IMAGE_FORMATS = ("PNG", "JPEG", "WEBP", "GIF")
 #: libsndfile's names.
 _AUDIO_FORMATS = frozenset({"WAV", "WAVEX", "RF64", "FLAC", "OGG", "MP3"})
-_MIN_RATE_HZ, _MAX_RATE_HZ = 4_000, 192_000
+_MIN_RATE_HZ, MAX_RATE_HZ = 4_000, 192_000
 _MAX_CHANNELS = 8
 _FRAMES_PER_BLOCK = 1 << 16
 _ORIENTATION_TAG = 0x0112
@@ -61,21 +63,33 @@ def send_message(connection: socket.socket, head: dict[str, Any], body: bytes = 
     connection.sendall(body)
 
 
-def receive_message(connection: socket.socket) -> Message:
+def receive_message(
+    connection: socket.socket, *, max_body_bytes: int | None = None, until: float | None = None
+) -> Message:
     """Return the next message.
 
+    Args:
+        connection: to the other process.
+        max_body_bytes: the other end is not trusted to send less; None takes any.
+        until: `time.monotonic()` at which waiting ends, however little arrives before; None waits.
+
     Raises:
-        EOFError: the other end is closed.
+        EOFError: the other end is closed, or sends more than it may.
+        TimeoutError: the time is over.
     """
-    num_head, num_body = _HEADER.unpack(_receive(connection, _HEADER.size))
-    head = json.loads(_receive(connection, num_head))
-    return Message(head, bytes(_receive(connection, num_body)))
+    num_head, num_body = _HEADER.unpack(_receive(connection, _HEADER.size, until))
+    if num_head > _MAX_HEAD_BYTES or (max_body_bytes is not None and num_body > max_body_bytes):
+        raise EOFError
+    head = json.loads(_receive(connection, num_head, until))
+    return Message(head, bytes(_receive(connection, num_body, until)))
 
 
-def _receive(connection: socket.socket, num_bytes: int) -> bytearray:
+def _receive(connection: socket.socket, num_bytes: int, until: float | None) -> bytearray:
     data = bytearray(num_bytes)
     view, at = memoryview(data), 0
     while at < num_bytes:
+        if until is not None:
+            connection.settimeout(max(until - time.monotonic(), 0.001))
         num_read = connection.recv_into(view[at:], min(num_bytes - at, _RECEIVE_BYTES))
         if not num_read:
             raise EOFError
@@ -97,8 +111,8 @@ def main(arguments: list[str]) -> None:
     _limit(resource.RLIMIT_FSIZE, 0)  # a library has nothing to write
     _limit(resource.RLIMIT_AS, int(arguments[0]))
     send_message(connection, {"ready": True})
-    first_kb = _memory_kb()
-    while _memory_kb() - first_kb < _KEPT_MEMORY_KB:
+    first_kb, is_last = _memory_kb(), False
+    while not is_last:
         while not select.select([connection], [], [], _PARENT_CHECK_S)[0]:
             if os.getppid() != parent_pid:
                 return
@@ -111,7 +125,9 @@ def main(arguments: list[str]) -> None:
         reply = _reply(order)
         signal.setitimer(signal.ITIMER_PROF, 0)
         signal.setitimer(signal.ITIMER_REAL, 0)
-        send_message(connection, reply.head, reply.body)
+        # The parent must know: this end may not be taken for that of its next content.
+        is_last = _memory_kb() - first_kb >= _KEPT_MEMORY_KB
+        send_message(connection, {**reply.head, "is_last": is_last}, reply.body)
 
 
 def _prepare_signals() -> None:
@@ -203,7 +219,7 @@ def _as_rgb(image: Any) -> Any:
 
 
 def _decode_audio(content: bytes, limits: dict[str, Any]) -> Message:
-    """Return float32 samples of one channel, the mean of all, at the rate that is asked for."""
+    """Return float32 samples of one channel, the mean of all, at the rate that they have."""
     import numpy as np
     import soundfile
 
@@ -214,19 +230,13 @@ def _decode_audio(content: bytes, limits: dict[str, Any]) -> Message:
     if sound.format not in _AUDIO_FORMATS:
         raise Refused("invalid", f"is of the format {sound.format}: send WAV, FLAC, Ogg or MP3")
     rate_hz = sound.samplerate
-    if not _MIN_RATE_HZ <= rate_hz <= _MAX_RATE_HZ:
+    if not _MIN_RATE_HZ <= rate_hz <= MAX_RATE_HZ:
         raise Refused(
-            "range", f"has {rate_hz} samples a second, not {_MIN_RATE_HZ} to {_MAX_RATE_HZ}"
+            "range", f"has {rate_hz} samples a second, not {_MIN_RATE_HZ} to {MAX_RATE_HZ}"
         )
     if sound.channels > _MAX_CHANNELS:
         raise Refused("range", f"has {sound.channels} channels, the limit is {_MAX_CHANNELS}")
     samples = _read_samples(sound, int(limits["max_audio_s"] * rate_hz), limits["max_audio_s"])
-    wanted_hz = limits.get("rate_hz")
-    if wanted_hz is not None and wanted_hz != rate_hz:
-        import soxr
-
-        samples = soxr.resample(samples, rate_hz, wanted_hz)
-        rate_hz = wanted_hz
     return Message({"rate_hz": rate_hz}, np.clip(samples, -1, 1).astype("<f4").tobytes())
 
 

@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -22,7 +23,7 @@ from . import decode_process as process
 from .errors import INVALID, TOO_LARGE, UNAVAILABLE, MediaError
 
 #: Packages that each kind needs.
-_PACKAGES: Final = {"image": ("PIL",), "audio": ("numpy", "soundfile", "soxr")}
+_PACKAGES: Final = {"image": ("PIL",), "audio": ("numpy", "soundfile")}
 _START_S: Final = 30.0
 #: Beyond its own limit of time, a process may take this long to receive, reply or end.
 _GRACE_S: Final = 5.0
@@ -63,13 +64,12 @@ class MediaDecoder:
         self._idle: list[_DecodeProcess] = []
         self._is_closed = False
 
-    def decode(self, content: bytes, kind: str, *, audio_rate_hz: int | None = None) -> Media:
+    def decode(self, content: bytes, kind: str) -> Media:
         """Return the pixels or samples of content.
 
         Args:
             content: a file.
             kind: `image` or `audio`.
-            audio_rate_hz: the rate to which sounds are resampled; None leaves theirs.
 
         Raises:
             MediaError: `media_invalid`, `media_too_large`, or `media_unavailable`.
@@ -84,7 +84,6 @@ class MediaDecoder:
             "max_pixels": self._limits.max_pixels,
             "max_audio_s": self._limits.max_audio_s,
             "timeout_s": self._limits.timeout_s,
-            "rate_hz": audio_rate_hz,
         }
         reply = self._ask(head, content)
         if "problem" in reply.head:
@@ -115,20 +114,30 @@ class MediaDecoder:
 
     def _ask_once(self, head: dict[str, object], content: bytes) -> process.Message:
         with self._places:
-            with self._lock:
-                decoding = self._idle.pop() if self._idle else None
-            decoding = decoding or _DecodeProcess(self._limits)
+            decoding = self._take()
             try:
-                reply = decoding.ask(head, content, self._limits.timeout_s + _GRACE_S)
+                reply = decoding.ask(head, content)
+                is_last = bool(reply.head["is_last"])
             except BaseException:
                 decoding.close()
                 raise
             with self._lock:
-                if not self._is_closed:
+                if not (self._is_closed or is_last):
                     self._idle.append(decoding)
                     return reply
             decoding.close()
             return reply
+
+    def _take(self) -> _DecodeProcess:
+        """Return an idle process, or a new one."""
+        while True:
+            with self._lock:
+                decoding = self._idle.pop() if self._idle else None
+            if decoding is None:
+                return _DecodeProcess(self._limits)
+            if decoding.is_alive:
+                return decoding
+            decoding.close()  # ended from outside, as when memory is short
 
     def _error(self, kind: str, problem: str, why: str) -> MediaError:
         limits = self._limits
@@ -157,14 +166,15 @@ class MediaDecoder:
 
 
 class _DecodeProcess:
-    """A process that waits for content."""
+    """A process that waits for content. What it sends is not trusted: content may have taken it."""
 
     def __init__(self, limits: DecodeLimits) -> None:
         """Start it.
 
         Raises:
-            _ProcessEnded: it ended at once.
+            OSError: it did not start, whatever the content.
         """
+        self._limits = limits
         self._connection, theirs = socket.socketpair()
         with theirs:
             self._process = subprocess.Popen(
@@ -178,27 +188,46 @@ class _DecodeProcess:
                 # Each thread of a library takes address space, which is limited.
                 env={"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"},
             )
-        self._receive(_START_S)
+        try:
+            self._receive(0, time.monotonic() + _START_S)
+        except _ProcessEnded as end:
+            self.close()
+            raise OSError(
+                f"a process that decodes media did not start (status {end.status})"
+            ) from None
 
-    def ask(self, head: dict[str, object], content: bytes, timeout_s: float) -> process.Message:
+    @property
+    def is_alive(self) -> bool:
+        """Whether it has not ended."""
+        return self._process.poll() is None
+
+    def ask(self, head: dict[str, object], content: bytes) -> process.Message:
         """Return the reply to an order.
 
         Raises:
-            _ProcessEnded: it ended, or did not reply in time.
+            _ProcessEnded: it ended, did not reply in time, or sent more than it may.
         """
+        limits = self._limits
+        timeout_s = limits.timeout_s + _GRACE_S
+        until = time.monotonic() + timeout_s
         self._connection.settimeout(timeout_s)
         with contextlib.suppress(BrokenPipeError, ConnectionResetError, TimeoutError):
             process.send_message(self._connection, head, content)
-        return self._receive(timeout_s)
+        max_samples = int(limits.max_audio_s * process.MAX_RATE_HZ)
+        return self._receive(max(3 * limits.max_pixels, 4 * max_samples), until)
 
-    def _receive(self, timeout_s: float) -> process.Message:
-        self._connection.settimeout(timeout_s)
+    def _receive(self, max_body_bytes: int, until: float) -> process.Message:
         try:
-            return process.receive_message(self._connection)
+            return process.receive_message(
+                self._connection, max_body_bytes=max_body_bytes, until=until
+            )
         except TimeoutError:
             raise _ProcessEnded(None) from None
-        except (EOFError, OSError):
-            raise _ProcessEnded(self._process.wait(_GRACE_S)) from None
+        except (EOFError, OSError, ValueError):
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self._process.wait(_GRACE_S)
+            self._process.kill()
+            raise _ProcessEnded(self._process.wait()) from None
 
     def close(self) -> None:
         """End it."""

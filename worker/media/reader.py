@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 from batchmill.engine.contract.media import Media
-from batchmill.producer.errors import BatchmillError, ContentChanged, PayloadMissing
+from batchmill.producer.errors import BatchmillError, ContentChanged
 from batchmill.producer.job.media_parts import MediaPart
 from batchmill.producer.protocol.calls import media as media_calls
 from batchmill.producer.protocol.content import Unopened
@@ -48,7 +48,6 @@ class MediaReader:
         *,
         ttl_s: int,
         max_memory_percent: int | None,
-        audio_rate_hz: Callable[[], int | None],
     ) -> None:
         """Bind to what it reads with.
 
@@ -58,17 +57,17 @@ class MediaReader:
             fetcher: gets those that are at a URL.
             ttl_s: seconds for which a fetched one is kept after the job.
             max_memory_percent: of Redis' memory, beyond which nothing that was fetched is stored.
-            audio_rate_hz: the rate of sounds that the engine asks for; None takes any.
         """
         self._store = store
         self._decoder = decoder
         self._fetcher = fetcher
         self._ttl_ms = ttl_s * 1000
         self._max_memory_percent = max_memory_percent
-        self._audio_rate_hz = audio_rate_hz
 
     def read(self, owner: MediaOwner, parts: Sequence[MediaPart]) -> list[Media]:
-        """Return the decoded media of a job, in order; equal ones are decoded once.
+        """Return the decoded media of a job, in order; equal ones are read and decoded once.
+
+        A URL that stands at several places is one medium, which is pinned at the first of them.
 
         Raises:
             MediaError, BatchmillError: one cannot be used; the code says why.
@@ -76,22 +75,24 @@ class MediaReader:
         """
         if len(owner.names) != len(parts):
             raise MediaError(MISSING, "the record does not have the media of the document")
+        named = list(zip(owner.names, parts, strict=True))
+        pinned = {(part.type, part.url): name for name, part in named if name != UNKNOWN}
         decoded: dict[tuple[str, str], Media] = {}
         found = []
-        for place, (name, part) in enumerate(zip(owner.names, parts, strict=True)):
+        for place, (own_name, part) in enumerate(named):
+            name = own_name
+            if name == UNKNOWN and part.url is not None:
+                name = pinned.get((part.type, part.url), UNKNOWN)
             key = (part.type, part.url or "" if name == UNKNOWN else name)
-            if key not in decoded or name == UNKNOWN:
-                content = self._content(owner, place, name, part)
-                if key not in decoded:
-                    decoded[key] = self._decoder.decode(
-                        content, part.type, audio_rate_hz=self._audio_rate_hz()
-                    )
+            if key not in decoded and name == UNKNOWN:
+                decoded[key] = self._fetched(owner, place, part)
+            elif key not in decoded:
+                content = self._stored(owner, place, name, part)
+                decoded[key] = self._decoder.decode(content, part.type)
             found.append(decoded[key])
         return found
 
-    def _content(self, owner: MediaOwner, place: int, name: str, part: MediaPart) -> bytes:
-        if name == UNKNOWN:
-            return self._fetched(owner, place, part)
+    def _stored(self, owner: MediaOwner, place: int, name: str, part: MediaPart) -> bytes:
         if not is_media_name(name):
             raise MediaError(MISSING, f"medium {place + 1} has a name that batchmill did not write")
         content = self._store.read(media_calls.content(name))
@@ -110,9 +111,13 @@ class MediaReader:
             )
         return content
 
-    def _fetched(self, owner: MediaOwner, place: int, part: MediaPart) -> bytes:
-        """Fetch a medium and pin it, so that another attempt of the job sees the same bytes."""
+    def _fetched(self, owner: MediaOwner, place: int, part: MediaPart) -> Media:
+        """Fetch a medium and pin it, so that another attempt of the job sees the same bytes.
+
+        It is decoded first: what is neither a picture nor a sound is not stored.
+        """
         content = self._fetcher.fetch(part.url or "")
+        decoded = self._decoder.decode(content, part.type)
         media = NewMedia(content, media_id(content), part.type, owner.tenant, self._ttl_ms)
         (status,) = self._store.put_media([media], max_memory_percent=self._max_memory_percent)
         if status is not MediaStatus.STORED:
@@ -121,5 +126,7 @@ class MediaReader:
             )
         pinned = self._store.run(media_calls.pin(owner.job_id, owner.fence, place, media))
         if pinned is PinStatus.GONE:
-            raise PayloadMissing("what was fetched was deleted at once; try again")
-        return content
+            raise MediaError(
+                UNREACHABLE, "what was fetched was deleted at once; another attempt may keep it"
+            )
+        return decoded
