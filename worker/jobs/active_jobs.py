@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections import deque
 from collections.abc import Callable
+from dataclasses import replace
 
 from batchmill.worker.engine_host.messages import AbortRequest, ToEngine
 
@@ -152,6 +153,8 @@ class ActiveJobs:
             if job.group_limit is not None:
                 self._suspects.append(job)
             self._send(job.request)
+            if job.request.media:  # the engine has them now
+                job.request = replace(job.request, media=())
 
     def _can_submit(self, job: ActiveJob) -> bool:
         """Return whether a job may join those in the engine, by its limit and by theirs."""

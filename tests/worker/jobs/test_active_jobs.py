@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from batchmill.producer.protocol.replies import Claim
@@ -10,6 +11,7 @@ from batchmill.worker.engine_host.messages import AbortRequest, AddRequest
 from batchmill.worker.jobs.active_job import PROGRESS_TOKENS, SUSPECT_GROUP, ActiveJob
 from batchmill.worker.jobs.active_jobs import ActiveJobs
 
+from ...support.pictures import decoded
 from ..celery_tasks import a_task
 
 
@@ -51,6 +53,15 @@ def test_jobs_of_another_identity_never_reach_the_engine() -> None:
     assert not active.add(a_job("late", identity="model-0"))
     assert engine.request_ids == ["right.1"]
     assert active.snapshot() == [right]
+
+
+def test_pixels_are_not_kept_once_the_engine_has_them() -> None:
+    job = a_job("a")
+    job.request = replace(job.request, media=[decoded()])
+    _, engine = submitted(job)
+    assert [message.media for message in engine.sent] == [[decoded()]]
+    assert job.request.media == ()
+    assert job.request_id == "a.1"
 
 
 def test_jobs_are_submitted_in_their_order_once_the_engine_is_ready() -> None:
