@@ -80,7 +80,16 @@ class MediaFetcher:
     async def _fetch(self, url: str) -> bytes:
         target = read_target(url, self._policy)
         async with asyncio.timeout(self._timeout_s):
-            reader, writer = await self._connector.connect(target)
+            try:
+                reader, writer = await self._connector.connect(target)
+            except ForbiddenTarget:
+                if target.address is not None:
+                    raise
+                # Whoever named the host must not learn what it means inside this network.
+                raise ForbiddenTarget(
+                    "its name leads to an address that is not public; for servers on your own "
+                    f"network, set {self._policy.settings}_ALLOW_NETWORKS"
+                ) from None
             exchange = HttpExchange(reader, writer)
             try:
                 return await self._get(exchange, target)

@@ -50,6 +50,13 @@ def test_no_attack_is_connected_to(everywhere: Listener, attack: Attack) -> None
     assert everywhere.num_connections() == 0
 
 
+def test_a_refusal_does_not_tell_what_a_name_means_inside_the_network() -> None:
+    fetcher = MediaFetcher(TargetPolicy(), timeout_s=5, max_bytes=100, look_up=names("10.1.2.3"))
+    with pytest.raises(MediaError, match="not public") as refusal:
+        fetcher.fetch("https://inside.example/a.png")
+    assert "10.1.2.3" not in str(refusal.value)
+
+
 def test_networks_of_webhooks_are_not_read_from() -> None:
     settings = ProducerSettings(
         webhook_allow_http=True,
