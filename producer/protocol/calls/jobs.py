@@ -100,14 +100,23 @@ def submit(job: NewJob, *, is_adopted: bool = False) -> Call[SubmitReply]:
     if (place := job.batch) is not None:
         fields |= {"batch": place.batch_id, "batch_index": place.index}
         fields |= {"custom_id": place.custom_id or None, "endpoint": place.endpoint or None}
+
+    def read(reply: list[bytes]) -> SubmitReply:
+        found = _read_submit(reply)
+        sent = {each.id for each in job.new_media}
+        if found.status is SubmitStatus.NO_MEDIA and job.media[found.media_place] in sent:
+            # Redis had no room for what came with the job, or it was deleted in between.
+            return SubmitReply(SubmitStatus.FULL, None)
+        return found
+
     return Call(
         "submit",
         named(fields),
-        _read_submit,
+        read,
         when_out_of_memory=SubmitReply(SubmitStatus.FULL, None),
         when_unusable=SubmitReply(SubmitStatus.UNUSABLE, None),
         media=job.new_media,
-        max_memory_percent=job.limits.max_memory_percent,
+        max_memory_percent=None if is_adopted else job.limits.max_memory_percent,
     )
 
 

@@ -167,6 +167,25 @@ def test_what_a_worker_fetched_is_pinned_under_its_fence_only(bench: Any) -> Non
     assert bench.claim("j").media == ("-", name)
 
 
+def test_what_came_with_a_job_and_found_no_room_is_no_missing_medium(bench: Any) -> None:
+    """The document alone fits: the caller must try again, as for any full queue."""
+    job = bench.new_job("j", media=(ID,), new_media=(medium(),))
+    call = job_calls.submit(job)
+    assert call.media == (medium(),)
+    assert call.parse([b"NO_MEDIA", b"0"]).status is SubmitStatus.FULL
+    named = job_calls.submit(bench.new_job("k", media=(ID,)))
+    assert named.parse([b"NO_MEDIA", b"0"]).status is SubmitStatus.NO_MEDIA
+
+
+def test_a_medium_in_steady_use_does_not_keep_the_names_of_all_its_jobs(bench: Any) -> None:
+    name = put(bench)
+    for number in range(30):
+        bench.submit(f"j{number}", media=(ID,))
+        end(bench, f"j{number}")
+        bench.redis.delete(keys.job(f"j{number}"))
+    assert bench.redis.zcard(keys.media_jobs(name)) < 20
+
+
 def test_media_do_not_take_more_memory_than_the_limit(bench: Any) -> None:
     bench.redis.config_set("maxmemory", "50mb")  # of which the empty server uses more than 1 %
     try:

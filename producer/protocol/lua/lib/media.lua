@@ -6,6 +6,7 @@
 
 local MEDIA_CHECK_MS = 3600 * 1000
 local MEDIA_JOBS_PER_LOOK = 100
+local ENTRIES_PER_END = 3 -- of jobs, looked at for each that is added: those without a record stay few
 
 -- Call `action` once for each medium that a job's record names. `-` stands for one that was not fetched yet.
 local function for_each_media(names, action)
@@ -92,6 +93,13 @@ local function pass_media_on(name, job, num_bytes)
   add_to_both(next_id, job, 'reserved', num_bytes)
 end
 
+-- Remove some jobs of a medium whose records are gone: one that is always in use is never looked up.
+local function drop_some_media_jobs(name)
+  for _, id in ipairs(redis.call('ZRANDMEMBER', media_jobs_key(name), ENTRIES_PER_END)) do
+    if redis.call('EXISTS', job_key(id)) == 0 then redis.call('ZREM', media_jobs_key(name), id) end
+  end
+end
+
 -- A job has ended: its media are kept for their time to live from now on.
 -- @rare
 local function release_media(id, job, now)
@@ -99,6 +107,7 @@ local function release_media(id, job, now)
     local f = redis.call('HMGET', media_key(name), 'holder', 'bytes', 'ttl_ms')
     if not f[2] then return end
     redis.call('ZADD', media_jobs_key(name), 'XX', now, id)
+    drop_some_media_jobs(name)
     local keep_until = keep_media(name, now + finite(f[3], 0), now)
     redis.call('ZADD', MEDIA_DUE, keep_until, name)
     if redis.call('ZCOUNT', media_jobs_key(name), 0, 0) == 0 then expire_media(name, keep_until, now) end
