@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Self, TypeAlias
 
-from batchmill.producer.client.job_groups import FULL_PAUSE_S, MAX_GROUP_CHARS, MAX_GROUP_JOBS
+from batchmill.producer.client.job_groups import FULL_PAUSE_S, MAX_GROUP_BYTES, MAX_GROUP_JOBS
 from batchmill.producer.errors import (
     BulkFileError,
     ContentChanged,
@@ -25,6 +25,7 @@ from batchmill.producer.job.document import GenerationJob
 from batchmill.producer.job.line import BulkLine, LineKind
 from batchmill.producer.protocol.calls import jobs as job_calls
 from batchmill.producer.protocol.calls.new_job import NewJob
+from batchmill.producer.protocol.media import MediaChanged
 from batchmill.producer.protocol.replies import RetryStatus, SubmitStatus
 from batchmill.producer.settings import ProducerSettings
 from batchmill.producer.store.ended_jobs import MAX_ENDS_AT_ONCE, EndedJob, chunks, ended_jobs
@@ -128,13 +129,13 @@ class InFlight:
     def _next_batch(self, lines: Iterator[BulkLine]) -> list[tuple[_Waiting, NewJob]]:
         room = min(self._options.max_in_flight - self._num_waiting, MAX_GROUP_JOBS)
         batch: list[tuple[_Waiting, NewJob]] = []
-        num_chars = 0
-        while len(batch) < room and num_chars < MAX_GROUP_CHARS:
+        num_bytes = 0
+        while len(batch) < room and num_bytes < MAX_GROUP_BYTES:
             item = self._held.popleft() if self._held else self._prepare_next(lines)
             if item is None:
                 break
             batch.append(item)
-            num_chars += len(item[1].document)
+            num_bytes += item[1].num_bytes_held
         return batch
 
     def _prepare_next(self, lines: Iterator[BulkLine]) -> tuple[_Waiting, NewJob] | None:
@@ -181,6 +182,9 @@ class InFlight:
         """Submit records; return False if some of them could not be accepted now."""
         try:
             replies = self._shards.submit([job for _, job in batch])
+        except MediaChanged as error:
+            self._drop_changed(batch, error)
+            return True  # the others are sent again
         except (*CONNECTION_ERRORS, PayloadUnreachable) as error:
             self._hold(batch, self._outage.pause_s(error))
             return False
@@ -208,6 +212,16 @@ class InFlight:
         if held:
             self._hold(held, FULL_PAUSE_S)
         return not held
+
+    def _drop_changed(self, batch: list[tuple[_Waiting, NewJob]], error: MediaChanged) -> None:
+        """Fail the lines of a file that was changed since they were read, and keep the others."""
+        kept = []
+        for waiting, job in batch:
+            if any(each.id == error.id for each in job.new_media):
+                self._fail(waiting, "invalid_request", str(error))
+            else:
+                kept.append((waiting, job))
+        self._held.extendleft(reversed(kept))
 
     def _await(self, accepted: list[_Accepted]) -> None:
         new_ids = []

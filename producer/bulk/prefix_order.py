@@ -8,7 +8,7 @@ from batchmill.producer.job.document import GenerationJob
 from batchmill.producer.job.line import BulkLine
 from batchmill.producer.job.messages import Message, TextPart
 
-#: Most lines in a window, and most characters of their prompts.
+#: Most lines in a window, and most characters of their prompts, with the pictures inside them.
 WINDOW_LINES = 2000
 WINDOW_CHARS = 16 << 20
 #: A shorter common prefix is less than a few blocks of the KV cache: not worth moving a line for.
@@ -77,5 +77,6 @@ def _key_of_message(message: Message) -> str:
 
 def _num_chars(job: GenerationJob) -> int:
     if job.messages is not None:
-        return job.num_chat_bytes
+        inline = (part.content for part in job.media if isinstance(part.content, bytes))
+        return job.num_chat_bytes + sum(len(content) for content in inline)
     return len(job.prompt or "")

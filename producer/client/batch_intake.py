@@ -24,7 +24,7 @@ from batchmill.producer.store.reply_errors import accepted_id
 from batchmill.producer.store.submission import fingerprint, prepare
 from batchmill.producer.tracing.sending import with_create_span
 
-from .job_groups import MAX_GROUP_CHARS, MAX_GROUP_JOBS, JobLike, OnRejected, as_job
+from .job_groups import MAX_GROUP_BYTES, MAX_GROUP_JOBS, JobLike, OnRejected, as_job
 
 
 class LineFields(JobFields, total=False):
@@ -68,7 +68,7 @@ class BatchIntake:
         self._is_resumable = is_resumable
         self._default_tenant = default_tenant
         self._waiting: deque[NewJob] = deque()
-        self._num_chars = 0
+        self._num_bytes = 0
         #: Lines so far.
         self.num_lines = 0
         #: The rejection that fails the batch, and its line.
@@ -88,14 +88,14 @@ class BatchIntake:
             self._reject(index, error, _name_of(line))
             return
         self._waiting.append(prepared)
-        self._num_chars += len(prepared.document)
+        self._num_bytes += prepared.num_bytes_held
 
     @property
     def must_be_sent(self) -> bool:
         """Whether the lines fill one round trip, or a rejection ends the batch."""
         return (
             len(self._waiting) >= MAX_GROUP_JOBS
-            or self._num_chars >= MAX_GROUP_CHARS
+            or self._num_bytes >= MAX_GROUP_BYTES
             or self.rejection is not None
         )
 
@@ -120,7 +120,7 @@ class BatchIntake:
             except JobRejected as error:
                 assert job.batch is not None
                 self._reject(job.batch.index, error, job.batch.custom_id or None)
-        self._num_chars = sum(len(job.document) for job in self._waiting)
+        self._num_bytes = sum(job.num_bytes_held for job in self._waiting)
         return not self._waiting
 
     def check(self) -> None:

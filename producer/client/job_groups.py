@@ -24,7 +24,7 @@ OnRejected: TypeAlias = Callable[[int, JobRejected], None]
 
 MAX_GROUP_JOBS = 500
 #: Prompts may be a megabyte each: a group must not hold five hundred of those.
-MAX_GROUP_CHARS = 4 << 20
+MAX_GROUP_BYTES = 4 << 20
 #: Pause before a full queue is tried again.
 FULL_PAUSE_S = 0.5
 
@@ -74,7 +74,7 @@ class JobGroup:
         self._num_added = 0
         self._jobs: list[tuple[int, NewJob]] = []
         self._replies: list[SubmitReply | None] = []
-        self._num_chars = 0
+        self._num_bytes = 0
         self._rejection: JobRejected | None = None
 
     def add(self, job: JobLike) -> None:
@@ -89,14 +89,14 @@ class JobGroup:
             return
         self._jobs.append((index, prepared))
         self._replies.append(None)
-        self._num_chars += len(prepared.document)
+        self._num_bytes += prepared.num_bytes_held
 
     @property
     def must_be_sent(self) -> bool:
         """Whether it is full, or ends here because of a rejection."""
         return (
             len(self._jobs) >= MAX_GROUP_JOBS
-            or self._num_chars >= MAX_GROUP_CHARS
+            or self._num_bytes >= MAX_GROUP_BYTES
             or self._rejection is not None
         )
 
@@ -137,7 +137,7 @@ class JobGroup:
         sent = list(zip(self._jobs, self._replies, strict=True))
         self._jobs.clear()
         self._replies.clear()
-        self._num_chars = 0
+        self._num_bytes = 0
         for (index, job), reply in sent:
             assert reply is not None  # `note` has noted every reply
             try:

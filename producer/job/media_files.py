@@ -8,12 +8,12 @@ from __future__ import annotations
 from pathlib import Path
 
 from batchmill.engine.contract.limits import MAX_MEDIA_BYTES
-from batchmill.producer.protocol.media import MediaFile, media_id
+from batchmill.producer.protocol.media import MediaFile, is_media_id, media_id
 
 from .media_format import check_kind
 from .media_parts import MediaPart, part_of_file, read_media_part
 
-_SCHEMES = ("https://", "http://", "data:", "med_")
+_SCHEMES = ("https://", "http://", "data:")
 
 
 def media_part(source: str, kind: str, folder: Path | None = None) -> MediaPart:
@@ -28,7 +28,7 @@ def media_part(source: str, kind: str, folder: Path | None = None) -> MediaPart:
         ValueError: it is too large, or not of this kind.
         OSError: the file cannot be read.
     """
-    if source.startswith(_SCHEMES):
+    if source.startswith(_SCHEMES) or is_media_id(source):
         return read_media_part({"type": kind, kind: source}, f"the {kind}")
     path = Path(source) if folder is None else folder / source
     with path.open("rb") as handle:

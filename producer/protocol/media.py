@@ -51,7 +51,15 @@ def media_names(cipher: Cipher, tenant: str, some_id: str) -> list[str]:
 
 
 class MediaChanged(OSError):
-    """A file has other content than when its job was made."""
+    """A file has other content than when its job was made, or cannot be read any more.
+
+    Attributes:
+        id: of the medium that it was.
+    """
+
+    def __init__(self, some_id: str, message: str) -> None:
+        super().__init__(message)
+        self.id = some_id
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,13 +76,19 @@ class MediaFile:
         """Return the content.
 
         Raises:
-            MediaChanged: it is not that of the id any more.
-            OSError: the file cannot be read.
+            MediaChanged: it is not that of the id any more, or cannot be read.
         """
-        with self.path.open("rb") as handle:
-            content = handle.read(self.num_bytes + 1)
+        try:
+            with self.path.open("rb") as handle:
+                content = handle.read(self.num_bytes + 1)
+        except OSError as error:
+            raise MediaChanged(
+                some_id, f"{self.path} cannot be read any more ({error.strerror}); run it again"
+            ) from None
         if media_id(content) != some_id:
-            raise MediaChanged(f"{self.path} was changed after its job was made; run it again")
+            raise MediaChanged(
+                some_id, f"{self.path} was changed after its job was made; run it again"
+            )
         return content
 
 
@@ -89,6 +103,11 @@ class NewMedia:
     tenant: str
     #: Milliseconds for which it is kept after it was stored, and after the end of each job.
     ttl_ms: int
+
+    @property
+    def num_bytes_held(self) -> int:
+        """Bytes of it that this process holds in memory."""
+        return len(self.content) if isinstance(self.content, bytes) else 0
 
 
 @dataclass(frozen=True, slots=True)

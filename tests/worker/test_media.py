@@ -11,6 +11,7 @@ import threading
 import zlib
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,10 @@ import soundfile
 
 from batchmill.engine.contract.media import Audio
 from batchmill.producer import Client, JobFailed, JobRejected, ProducerSettings
+from batchmill.producer.bulk.lines import LineSettings
+from batchmill.producer.bulk.options import BulkOptions
+from batchmill.producer.bulk.prompts import read_prompt
+from batchmill.producer.bulk.run import BulkRun
 from batchmill.producer.protocol import keys
 from batchmill.producer.protocol.media import media_id
 
@@ -156,6 +161,31 @@ def test_a_sound_reaches_the_engine(client: Client) -> None:
     prompt = f"<user>{[{'type': 'audio'}, {'type': 'text', 'text': 'What?'}]}"
     expected = expected_tokens(f"{prompt}<{sound.content_digest().hex()}>", 8)
     assert list(job.result(timeout_s=60).token_ids) == expected
+
+
+def test_a_changed_picture_fails_its_line_of_a_bulk_run_alone(
+    client: Client, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, out, errors = (tmp_path / name for name in ("photos", "out.jsonl", "errors.jsonl"))
+    folder.mkdir()
+    for color in ("red", "green", "blue"):
+        (folder / f"{color}.png").write_bytes(png(color))
+    lines = LineSettings(
+        prompts=(read_prompt("What?", as_chat=True),), defaults={"max_tokens": 4, "seed": 7}
+    )
+    submit = client._shards.submit
+
+    def submit_later(jobs: Any) -> Any:
+        (folder / "green.png").write_bytes(png("white"))
+        return submit(jobs)
+
+    monkeypatch.setattr(client._shards, "submit", submit_later)
+    options = BulkOptions(folder, out, errors, lines=lines)
+    counts = BulkRun(client._shards, client.settings, options).run(lambda _: None, lambda _: None)
+    assert (counts.completed, counts.failed) == (2, 1)
+    (failed,) = map(json.loads, errors.read_text().splitlines())
+    assert failed["custom_id"] == "green.png"
+    assert "was changed" in failed["error"]["message"]
 
 
 @pytest.fixture

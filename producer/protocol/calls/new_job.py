@@ -108,3 +108,8 @@ class NewJob:
     steering: str | None = None
     #: Context of the span that sends it, in W3C's form; None without one.
     traceparent: str | None = None
+
+    @property
+    def num_bytes_held(self) -> int:
+        """Bytes, about, that it takes in memory until it is stored: a group of jobs is limited."""
+        return len(self.document) + sum(each.num_bytes_held for each in self.new_media)

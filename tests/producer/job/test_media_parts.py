@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import base64
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from batchmill.producer import GenerationJob, JobRejected
+from batchmill.producer import GenerationJob, JobRejected, ProducerSettings
+from batchmill.producer.job.media_files import media_part
 from batchmill.producer.job.media_format import format_of
 from batchmill.producer.job.prefix import prefix_digest
 from batchmill.producer.job.validation import parse_document, parse_job
 from batchmill.producer.protocol.media import media_id
-from batchmill.producer.store.submission import fingerprint
+from batchmill.producer.store.submission import fingerprint, prepare
 
 PNG = b"\x89PNG\r\n\x1a\n" + b"p" * 40
 FLAC = b"fLaC" + b"s" * 40
@@ -135,3 +137,17 @@ def test_the_prefix_and_the_fingerprint_follow_the_content() -> None:
 )
 def test_a_format_is_told_by_its_first_bytes(start: bytes, name: str | None) -> None:
     assert format_of(start) == name
+
+
+def test_a_file_may_be_named_like_an_id(tmp_path: Path) -> None:
+    (tmp_path / "med_scan.png").write_bytes(PNG)
+    assert media_part("med_scan.png", "image", tmp_path).media == media_id(PNG)
+    assert media_part(media_id(FLAC), "audio").media == media_id(FLAC)
+
+
+def test_a_group_of_jobs_counts_the_content_that_it_holds() -> None:
+    settings = ProducerSettings()
+    inline = prepare(job_with({"type": "image", "image": PNG}), settings)
+    stored = prepare(job_with({"type": "image", "media": media_id(PNG)}), settings)
+    assert inline.num_bytes_held == len(inline.document) + len(PNG)
+    assert stored.num_bytes_held == len(stored.document)
