@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
 
 from batchmill.producer.settings import ProducerSettings
@@ -42,7 +43,7 @@ class AsyncMediaVerbs:
             PayloadUnreachable: the object store does not respond.
             OSError: the file cannot be read.
         """
-        media = media_of(content, tenant, self.settings)
+        media = await asyncio.to_thread(media_of, content, tenant, self.settings)
         limit = self.settings.max_memory_percent
         with broker_errors(self._url):
             for store in await self._shards.every():
