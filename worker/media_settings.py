@@ -17,6 +17,8 @@ class MediaReadingSettings(TargetSettings):
 
     #: Most pixels of a picture. A worker holds three bytes of each until the engine has it.
     media_max_pixels: int = Field(default=40_000_000, ge=1, le=178_956_970)
+    #: Most bytes of the decoded pictures and sounds of a job: 3 per pixel, 4 per sample.
+    media_max_job_bytes: int = Field(default=1 << 30, ge=1)
     #: Longest sound, seconds.
     media_max_audio_s: float = Field(default=600.0, gt=0, le=24 * 3600, allow_inf_nan=False)
     #: Seconds that decoding one picture or sound may take.

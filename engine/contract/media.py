@@ -45,6 +45,11 @@ class Image:
                 f"each pixel, not {len(self.pixels)} bytes in all"
             )
 
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of the pixels."""
+        return len(self.pixels)
+
     def content_digest(self) -> bytes:
         """Return the identity of what the picture shows, 32 bytes."""
         return _digest(b"image/rgb8", struct.pack("<QQ", self.width, self.height), self.pixels)
@@ -78,6 +83,11 @@ class Audio:
     def duration_s(self) -> float:
         """Seconds that the sound lasts."""
         return len(self.samples) / 4 / self.sample_rate_hz
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of the samples."""
+        return len(self.samples)
 
     def content_digest(self) -> bytes:
         """Return the identity of what is heard, 32 bytes."""

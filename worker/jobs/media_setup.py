@@ -29,5 +29,6 @@ def media_threads(settings: WorkerSettings, store: JobStore) -> MediaThreads:
         ),
         ttl_s=settings.media_ttl_s,
         max_memory_percent=settings.max_memory_percent,
+        max_job_bytes=settings.media_max_job_bytes,
     )
     return MediaThreads(store, reader, lease_s=settings.lease_s)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -16,7 +16,7 @@ from batchmill.producer.protocol.replies import MediaStatus, PinStatus
 from batchmill.producer.store.job_store import JobStore
 
 from .decoder import MediaDecoder
-from .errors import MISSING, UNREACHABLE, MediaError
+from .errors import MISSING, TOO_LARGE, UNREACHABLE, MediaError
 
 
 class Fetcher(Protocol):
@@ -48,6 +48,7 @@ class MediaReader:
         *,
         ttl_s: int,
         max_memory_percent: int | None,
+        max_job_bytes: int,
     ) -> None:
         """Bind to what it reads with.
 
@@ -57,12 +58,14 @@ class MediaReader:
             fetcher: gets those that are at a URL.
             ttl_s: seconds for which a fetched one is kept after the job.
             max_memory_percent: of Redis' memory, beyond which nothing that was fetched is stored.
+            max_job_bytes: of the decoded media of a job.
         """
         self._store = store
         self._decoder = decoder
         self._fetcher = fetcher
         self._ttl_ms = ttl_s * 1000
         self._max_memory_percent = max_memory_percent
+        self._max_job_bytes = max_job_bytes
 
     def read(self, owner: MediaOwner, parts: Sequence[MediaPart]) -> list[Media]:
         """Return the decoded media of a job, in order; equal ones are read and decoded once.
@@ -89,8 +92,19 @@ class MediaReader:
             elif key not in decoded:
                 content = self._stored(owner, place, name, part)
                 decoded[key] = self._decoder.decode(content, part.type)
+            self._check_bytes(decoded.values())
             found.append(decoded[key])
         return found
+
+    def _check_bytes(self, media: Iterable[Media]) -> None:
+        num_bytes = sum(each.num_bytes for each in media)
+        if num_bytes > self._max_job_bytes:
+            raise MediaError(
+                TOO_LARGE,
+                f"the pictures and sounds of the job have {num_bytes} bytes or more when they are "
+                f"decoded, the limit is {self._max_job_bytes}: send smaller or fewer ones, or "
+                "raise BATCHMILL_MEDIA_MAX_JOB_BYTES",
+            )
 
     def _stored(self, owner: MediaOwner, place: int, name: str, part: MediaPart) -> bytes:
         if not is_media_name(name):
@@ -118,7 +132,9 @@ class MediaReader:
         """
         content = self._fetcher.fetch(part.url or "")
         decoded = self._decoder.decode(content, part.type)
-        media = NewMedia(content, media_id(content), part.type, owner.tenant, self._ttl_ms)
+        media = NewMedia(
+            *(content, media_id(content), part.type, owner.tenant, self._ttl_ms), is_of_job=True
+        )
         (status,) = self._store.put_media([media], max_memory_percent=self._max_memory_percent)
         if status is not MediaStatus.STORED:
             raise MediaError(

@@ -12,11 +12,13 @@ from batchmill.producer.protocol.calls.new_job import NewJob
 from batchmill.producer.protocol.replies import Claim
 from batchmill.producer.store.job_store import JobStore
 from batchmill.worker.media.decoder import DecodeLimits, MediaDecoder
-from batchmill.worker.media.errors import INVALID, MediaError
+from batchmill.worker.media.errors import INVALID, TOO_LARGE, MediaError
 from batchmill.worker.media.reader import MediaOwner, MediaReader
 
 from ...support.pictures import decoded, png
 
+#: Of two pictures.
+MAX_JOB_BYTES = 2 * decoded().num_bytes
 URL, OTHER_URL = "https://pictures.example/a.png", "https://pictures.example/b.png"
 
 
@@ -55,7 +57,9 @@ def claimed(store: JobStore, num_media: int) -> MediaOwner:
 
 
 def reader(store: JobStore, decoder: MediaDecoder, server: ChangingServer) -> MediaReader:
-    return MediaReader(store, decoder, server, ttl_s=60, max_memory_percent=None)
+    return MediaReader(
+        store, decoder, server, ttl_s=60, max_memory_percent=None, max_job_bytes=MAX_JOB_BYTES
+    )
 
 
 def names(store: JobStore) -> tuple[str, ...]:
@@ -87,3 +91,16 @@ def test_what_cannot_be_decoded_is_not_stored(store: JobStore, decoder: MediaDec
     assert refusal.value.code == INVALID
     assert names(store) == ("-",)
     assert not store.client.exists(keys.MEDIA_DUE)
+
+
+def test_a_job_has_a_limit_for_all_its_pictures_of_which_equal_ones_count_once(
+    store: JobStore, decoder: MediaDecoder
+) -> None:
+    owner = claimed(store, 4)
+    urls = (URL, URL, OTHER_URL, "https://pictures.example/c.png")
+    parts = [MediaPart(type="image", url=url) for url in urls]
+    server = ChangingServer(png("red"), png("blue"), png("green"))
+    with pytest.raises(MediaError, match="BATCHMILL_MEDIA_MAX_JOB_BYTES") as refusal:
+        reader(store, decoder, server).read(owner, parts)
+    assert refusal.value.code == TOO_LARGE
+    assert len(server.urls) == 3
