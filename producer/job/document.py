@@ -315,13 +315,14 @@ class GenerationJob(ChatFields, SamplingControls):
                 f"messages have {len(media)} pictures and sounds, the limit is {MAX_MEDIA}; send "
                 "several jobs"
             )
-        if media and self.explain:
+        name = self.plan[0] if media else None
+        if name is not None:
             raise validation_error(
                 ContractError(
-                    "explain is not supported for a chat with pictures or sounds: leave it out",
+                    f"{name} is not supported for a chat with pictures or sounds: leave it out",
                     "unsupported_parameter",
                 ),
-                "explain",
+                name,
             )
         return self
 

@@ -102,13 +102,26 @@ def test_a_part_that_is_not_read_is_refused_by_name(part: dict[str, Any], words:
     assert refusal.value.code in ("invalid_request", "unsupported_parameter")
 
 
-def test_an_assistant_has_no_pictures_and_an_explanation_none() -> None:
-    part = {"type": "image", "image": PNG}
+def test_an_assistant_has_no_pictures() -> None:
     with pytest.raises(JobRejected, match="of the assistant"):
-        parse_job({"messages": [{"role": "assistant", "content": [part]}]})
+        parse_job(
+            {"messages": [{"role": "assistant", "content": [{"type": "image", "image": PNG}]}]}
+        )
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        pytest.param("explain", ["confidence"], id="explain"),
+        pytest.param("beam_search", {"beam_width": 2}, id="beam_search"),
+        pytest.param("select", {"by": "decision", "question": "Is it so?"}, id="select"),
+    ],
+)
+def test_what_no_engine_computes_over_pictures_is_refused_by_name(name: str, value: Any) -> None:
+    samples = {"n": 2} if name == "select" else {}
     with pytest.raises(JobRejected) as refusal:
-        job_with(part, explain=["confidence"])
-    assert refusal.value.code == "unsupported_parameter"
+        job_with({"type": "image", "image": PNG}, **{name: value}, **samples)
+    assert (refusal.value.code, refusal.value.param) == ("unsupported_parameter", name)
 
 
 def test_the_prefix_and_the_fingerprint_follow_the_content() -> None:
@@ -145,9 +158,9 @@ def test_a_file_may_be_named_like_an_id(tmp_path: Path) -> None:
     assert media_part(media_id(FLAC), "audio").media == media_id(FLAC)
 
 
-def test_a_group_of_jobs_counts_the_content_that_it_holds() -> None:
+def test_a_group_of_jobs_counts_the_content_that_it_sends() -> None:
     settings = ProducerSettings()
     inline = prepare(job_with({"type": "image", "image": PNG}), settings)
     stored = prepare(job_with({"type": "image", "media": media_id(PNG)}), settings)
-    assert inline.num_bytes_held == len(inline.document) + len(PNG)
-    assert stored.num_bytes_held == len(stored.document)
+    assert inline.num_bytes == len(inline.document) + len(PNG)
+    assert stored.num_bytes == len(stored.document)
