@@ -135,7 +135,7 @@ class InFlight:
             if item is None:
                 break
             batch.append(item)
-            num_bytes += item[1].num_bytes_held
+            num_bytes += item[1].num_bytes
         return batch
 
     def _prepare_next(self, lines: Iterator[BulkLine]) -> tuple[_Waiting, NewJob] | None:

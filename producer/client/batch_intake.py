@@ -88,7 +88,7 @@ class BatchIntake:
             self._reject(index, error, _name_of(line))
             return
         self._waiting.append(prepared)
-        self._num_bytes += prepared.num_bytes_held
+        self._num_bytes += prepared.num_bytes
 
     @property
     def must_be_sent(self) -> bool:
@@ -120,7 +120,7 @@ class BatchIntake:
             except JobRejected as error:
                 assert job.batch is not None
                 self._reject(job.batch.index, error, job.batch.custom_id or None)
-        self._num_bytes = sum(job.num_bytes_held for job in self._waiting)
+        self._num_bytes = sum(job.num_bytes for job in self._waiting)
         return not self._waiting
 
     def check(self) -> None:

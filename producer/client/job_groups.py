@@ -89,7 +89,7 @@ class JobGroup:
             return
         self._jobs.append((index, prepared))
         self._replies.append(None)
-        self._num_bytes += prepared.num_bytes_held
+        self._num_bytes += prepared.num_bytes
 
     @property
     def must_be_sent(self) -> bool:

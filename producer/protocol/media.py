@@ -18,6 +18,8 @@ from .content import Cipher, Content, Place
 
 #: Field of a medium's hash that has its bytes, sealed if there are keys, or a reference to them.
 FIELD: Final = "media"
+#: For a medium that came inside a job: a slow line sends a group of jobs within this time.
+MAX_WAIT_FOR_JOB_MS: Final = 300_000
 #: Stands in a record for a medium that is not known yet: its URL has not been fetched.
 UNKNOWN: Final = "-"
 ID_PATTERN: Final = r"^med_[0-9a-f]{64}$"
@@ -103,11 +105,14 @@ class NewMedia:
     tenant: str
     #: Milliseconds for which it is kept after it was stored, and after the end of each job.
     ttl_ms: int
+    #: Whether its job is stored next: without one it is kept for `MAX_WAIT_FOR_JOB_MS` only, so
+    #: that jobs which are refused do not fill Redis.
+    is_of_job: bool = False
 
     @property
-    def num_bytes_held(self) -> int:
-        """Bytes of it that this process holds in memory."""
-        return len(self.content) if isinstance(self.content, bytes) else 0
+    def keep_ms(self) -> int:
+        """Milliseconds for which it is kept without a job."""
+        return min(self.ttl_ms, MAX_WAIT_FOR_JOB_MS) if self.is_of_job else self.ttl_ms
 
 
 @dataclass(frozen=True, slots=True)

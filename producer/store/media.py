@@ -44,7 +44,8 @@ def new_media(job: GenerationJob, settings: ProducerSettings) -> tuple[NewMedia,
     tenant = job.tenant or keys.DEFAULT_TENANT
     found = {
         part.media: NewMedia(
-            part.content, part.media, part.type, tenant, settings.media_ttl_s * 1000
+            *(part.content, part.media, part.type, tenant, settings.media_ttl_s * 1000),
+            is_of_job=True,
         )
         for part in job.media
         if part.content is not None and part.media is not None

@@ -20,10 +20,10 @@ from .call import Call, Read
 
 
 def touch(media: Sequence[NewMedia]) -> Call[list[bool]]:
-    """Keep media that are stored for another time to live; the reply says which are stored."""
+    """Keep media that are stored for a further time; the reply says which are stored."""
     args: list[Any] = []
     for each in media:
-        args += (MediaNames((each.id,), each.tenant), each.ttl_ms)
+        args += (MediaNames((each.id,), each.tenant), each.keep_ms)
     return Call("media_touch", args, lambda reply: [known == 1 for known in reply])
 
 
@@ -35,6 +35,7 @@ def put(media: NewMedia, *, max_memory_percent: int | None) -> Call[MediaStatus]
         media.kind,
         len(media.content),
         media.ttl_ms,
+        media.keep_ms,
         "" if max_memory_percent is None else max_memory_percent,
         MediaContent(media.content, media.id, media.tenant),
     )

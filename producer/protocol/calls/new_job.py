@@ -110,6 +110,6 @@ class NewJob:
     traceparent: str | None = None
 
     @property
-    def num_bytes_held(self) -> int:
-        """Bytes, about, that it takes in memory until it is stored: a group of jobs is limited."""
-        return len(self.document) + sum(each.num_bytes_held for each in self.new_media)
+    def num_bytes(self) -> int:
+        """Bytes, about, that are sent to store it."""
+        return len(self.document) + sum(len(each.content) for each in self.new_media)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,7 @@ from batchmill.producer.protocol.calls import jobs as job_calls
 from batchmill.producer.protocol.calls import media as media_calls
 from batchmill.producer.protocol.calls import payloads as payload_calls
 from batchmill.producer.protocol.calls.new_job import NO_LIMITS
-from batchmill.producer.protocol.media import NewMedia, media_id, media_names
+from batchmill.producer.protocol.media import MAX_WAIT_FOR_JOB_MS, NewMedia, media_id, media_names
 from batchmill.producer.protocol.payloads import is_reference
 from batchmill.producer.protocol.replies import (
     MediaStatus,
@@ -126,6 +128,23 @@ def test_a_medium_that_no_job_names_ends_after_its_time_to_live(bench: Any) -> N
     make_due(bench, name)
     sweep(bench)
     assert bench.store.read(media_calls.content(name)) is None
+
+
+def test_what_came_with_a_refused_job_is_kept_for_a_short_time_only(bench: Any) -> None:
+    bench.submit(max_queue_depth=1)
+    inside = replace(medium(ttl_ms=3_600_000), is_of_job=True)
+    reply = bench.submit(media=(ID,), new_media=(inside,), max_queue_depth=1)
+    assert reply.status is SubmitStatus.FULL
+    name = media_names(bench.store.key_ring, "default", ID)[0]
+    kept_ms = bench.redis.zscore(keys.MEDIA_DUE, name) - time.time() * 1000
+    assert 0 < kept_ms <= MAX_WAIT_FOR_JOB_MS + 60_000
+    make_due(bench, name)
+    sweep(bench)
+    assert bench.store.read(media_calls.content(name)) is None
+
+    assert bench.submit("j", media=(ID,), new_media=(inside,)).status is SubmitStatus.CREATED
+    end(bench, "j")
+    assert int(bench.redis.hget(keys.media(name), "keep_until_ms")) > time.time() * 1000 + 3_000_000
 
 
 def test_forget_deletes_media_that_no_other_job_of_the_tenant_names(bench: Any) -> None:

@@ -1,5 +1,5 @@
--- Keep media that are stored for another time to live.
--- KEYS: none. ARGV: for each medium its names (with commas: any of them may be the stored one), and its ttl_ms.
+-- Keep media that are stored for a further time.
+-- KEYS: none. ARGV: for each medium its names (with commas: any of them may be the stored one), and its keep_ms.
 -- Reply: for each 1 if it is stored, else 0.
 -- @include media, server
 allow_writes_when_full()
