@@ -12,7 +12,7 @@ import zlib
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -26,6 +26,7 @@ from batchmill.producer.bulk.prompts import read_prompt
 from batchmill.producer.bulk.run import BulkRun
 from batchmill.producer.protocol import keys
 from batchmill.producer.protocol.media import media_id
+from batchmill.producer.protocol.replies import JobState
 
 from ..support.pictures import data_url, decoded, png, rendered
 from .conftest import Mill, expected_tokens
@@ -188,15 +189,34 @@ def test_a_changed_picture_fails_its_line_of_a_bulk_run_alone(
     assert "was changed" in failed["error"]["message"]
 
 
+OWN_SERVER: dict[str, Any] = {
+    "media_allow_http": True,
+    "media_allow_ports": "1-65535",
+    "media_allow_networks": "127.0.0.0/8",
+}
+
+
+class PictureServer(NamedTuple):
+    """A server that sends another picture each time."""
+
+    url: str
+    #: The requests that it got.
+    requests: list[str]
+    #: It sends nothing while this is not set.
+    may_send: threading.Event
+
+
 @pytest.fixture
-def changing_server() -> Iterator[tuple[str, list[str]]]:
-    """A server that sends another picture each time; its URL, and the requests that it got."""
+def changing_server() -> Iterator[PictureServer]:
     requests: list[str] = []
+    may_send = threading.Event()
+    may_send.set()
     colors = iter(("blue", "green", "yellow"))
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:  # the name is the library's
             requests.append(self.path)
+            may_send.wait(30)
             content = png(next(colors))
             self.send_response(200)
             self.send_header("Content-Length", str(len(content)))
@@ -208,30 +228,46 @@ def changing_server() -> Iterator[tuple[str, list[str]]]:
 
     with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
-        yield f"http://127.0.0.1:{server.server_port}/a.png", requests
+        url = f"http://127.0.0.1:{server.server_port}/a.png"
+        yield PictureServer(url, requests, may_send)
         server.shutdown()
 
 
 def test_a_worker_that_is_killed_leaves_the_same_text_and_fetches_nothing_again(
-    private_mill: Mill, changing_server: tuple[str, list[str]]
+    private_mill: Mill, changing_server: PictureServer
 ) -> None:
-    mill, (url, requests) = private_mill, changing_server
+    mill, url, requests = private_mill, changing_server.url, changing_server.requests
     expected = expected_tokens(rendered(decoded(), decoded("blue")), 400)
-    own: Any = {
-        "media_allow_http": True,
-        "media_allow_ports": "1-65535",
-        "media_allow_networks": "127.0.0.0/8",
-    }
-    worker = mill.start_worker(stub={"step_time_s": 0.05}, **own)
+    worker = mill.start_worker(stub={"step_time_s": 0.05}, **OWN_SERVER)
     parts = [{"type": "image", "image": png()}, {"type": "image_url", "image_url": {"url": url}}]
-    with Client(mill.url, settings=ProducerSettings(**own)) as client:
+    with Client(mill.url, settings=ProducerSettings(**OWN_SERVER)) as client:
         job = client.submit(messages=ask(*parts), max_tokens=400, seed=7)
         mill.wait_tokens(job.id, 20)
         worker.end(signal.SIGKILL)
-        mill.start_worker("w2", **own)
+        mill.start_worker("w2", **OWN_SERVER)
         result = job.result(timeout_s=60)
     assert list(result.token_ids) == expected
     assert mill.record(job.id).attempts == 2
     assert requests == ["/a.png"]
     for each in mill.workers:
         assert url not in each.log
+
+
+def test_a_worker_that_ends_gives_back_the_job_whose_picture_it_waits_for(
+    private_mill: Mill, changing_server: PictureServer
+) -> None:
+    mill, server = private_mill, changing_server
+    worker = mill.start_worker(**OWN_SERVER)
+    server.may_send.clear()
+    with Client(mill.url, settings=ProducerSettings(**OWN_SERVER)) as client:
+        part = {"type": "image_url", "image_url": {"url": server.url}}
+        job = client.submit(messages=ask(part), max_tokens=2)
+    mill.wait_for(lambda: server.requests, "the request")
+    engine_pid = mill.engine_pid(worker)
+    worker.send(signal.SIGTERM)
+    mill.wait_for(lambda: not Path(f"/proc/{engine_pid}").exists(), "the end of the engine")
+    server.may_send.set()
+    assert worker.process.wait(60) == 0, worker.log
+    record = mill.record(job.id)
+    assert record.state is JobState.QUEUED
+    assert "drain_incomplete" not in worker.log

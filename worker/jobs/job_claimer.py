@@ -321,7 +321,8 @@ class JobClaimer:
         self._on_room()
 
     def _run(self, job: ActiveJob) -> None:
-        if not self._jobs.add(job):
+        # Closed: its document or its media came when the worker had given back all others.
+        if self._closed or not self._jobs.add(job):
             self._writer.release([job], ReleaseCause.DRAIN)
 
 
