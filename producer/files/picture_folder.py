@@ -70,7 +70,8 @@ class FolderReader:
         digest = hashlib.sha256()
         for each in self._files:
             try:
-                content = hashlib.sha256((self._path / each).read_bytes())
+                with (self._path / each).open("rb") as file:
+                    content = hashlib.file_digest(file, "sha256")
             except OSError as error:
                 raise BulkFileError(f"{each} cannot be read: {error.strerror}") from error
             digest.update(f"{each.as_posix()}\0{content.hexdigest()}\n".encode())
