@@ -8,6 +8,7 @@ from pathlib import Path
 from batchmill.producer.settings import ProducerSettings
 from batchmill.producer.store.broker_errors import broker_errors
 from batchmill.producer.store.media import check_stored, media_of
+from batchmill.producer.store.shard_errors import ShardFailures
 from batchmill.producer.store.shards import Shards
 
 
@@ -39,14 +40,19 @@ class MediaVerbs:
             JobRejected: it is too large (`media_too_large`), or neither a picture nor a sound
                 (`media_invalid`).
             QueueFull: it does not fit into the limit on Redis' memory.
-            BrokerUnavailable: the broker does not respond. Storing it again does no harm.
+            BrokerUnavailable: the broker does not respond, or some shards (`shards`), and the
+                others have it. Storing it again does no harm.
             PayloadUnreachable: the object store does not respond.
             OSError: the file cannot be read.
         """
         media = media_of(content, tenant, self.settings)
         limit = self.settings.max_memory_percent
+        failures = ShardFailures()
         with broker_errors(self._url):
-            for store in self._shards.every():
-                (status,) = store.put_media([media], max_memory_percent=limit)
-                check_stored(status)
+            for shard in self._shards.list.shards:
+                with failures.of(shard.name):
+                    store = self._shards.at(shard)
+                    (status,) = store.put_media([media], max_memory_percent=limit)
+                    check_stored(status)
+            failures.check()
         return media.id

@@ -20,9 +20,11 @@ from batchmill.producer import (
     UnknownBatch,
     UnknownJob,
 )
+from batchmill.producer.encryption.key_ring import KeyRing
 from batchmill.producer.job.batch import BatchState
 from batchmill.producer.job.job_fields import JobFields
 from batchmill.producer.protocol import keys
+from batchmill.producer.protocol.media import media_id, media_names
 from batchmill.producer.shard_list import read_shard_list, shard_name_of
 from batchmill.producer.store.job_store import JobStore
 
@@ -285,6 +287,22 @@ def test_calls_are_made_in_all_shards_that_reply_and_the_others_are_named(
         with pytest.raises(BrokerUnavailable):
             partly.resume(tenant="acme")
         assert not fleet.stores["c"].client.exists(keys.PAUSED)
+
+
+def test_media_are_stored_in_all_shards_that_reply(client: Client, fleet: Fleet) -> None:
+    content = b"\x89PNG\r\n\x1a\n" + b"p" * 10
+    some_id = client.put_media(content)
+    messages: Any = [{"role": "user", "content": [{"type": "image", "media": some_id}]}]
+    for name, tenant in TENANT.items():
+        own = client.put_media(content, tenant=tenant)
+        assert fleet.where(client.submit(messages=messages, tenant=tenant).id) == [name]
+        assert own == some_id
+    with Client(f"a=unix:///gone b={fleet.urls['b']} c={fleet.urls['c']}", timeout_s=0.5) as partly:
+        with pytest.raises(BrokerUnavailable) as caught:
+            partly.put_media(content + b"2")
+        assert caught.value.shards == ("a",)
+    (name,) = media_names(KeyRing(), keys.DEFAULT_TENANT, media_id(content + b"2"))
+    assert fleet.stores["c"].client.exists(keys.media(name))
 
 
 def test_a_key_that_is_in_use_is_found_though_a_shard_is_away(client: Client, fleet: Fleet) -> None:
