@@ -11,7 +11,7 @@ from typing import Any
 
 from redis import Redis
 from redis.asyncio import Redis as AsyncRedis
-from redis.exceptions import ResponseError
+from redis.exceptions import DataError, ResponseError
 
 from .connection import REPLICA_ERRORS
 from .shard_errors import note_shard
@@ -73,12 +73,21 @@ def _pieces(commands: Sequence[Command]) -> list[bytes]:
     for command in commands:
         parts.append(b"*%d\r\n" % len(command))
         for word in command:
-            data = word if isinstance(word, bytes) else str(word).encode()
+            data = word if isinstance(word, bytes) else _encoded(word)
             parts += (b"$%d\r\n" % len(data), data, b"\r\n")
     packed = b"".join(parts)
     if len(packed) <= _PIECE_BYTES:
         return [packed]
     return [packed[at : at + _PIECE_BYTES] for at in range(0, len(packed), _PIECE_BYTES)]
+
+
+def _encoded(word: object) -> bytes:
+    """Return text or a number as bytes; anything else would be stored as its name in Python."""
+    if isinstance(word, str):
+        return word.encode()
+    if isinstance(word, int | float) and not isinstance(word, bool):
+        return str(word).encode()
+    raise DataError(f"a word of a command is of the type {type(word).__name__}")
 
 
 def _read_reply(connection: Any) -> Any:

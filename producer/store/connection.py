@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from redis import ConnectionPool, Redis
@@ -230,11 +231,16 @@ class _Connection(_LeavesReplica):
         check_greeting(reply)
         return reply
 
-    def send_packed_command(self, *args: Any, **kwargs: Any) -> None:
+    def send_packed_command(self, command: Any, *args: Any, **kwargs: Any) -> None:
         """Send within the limit, and not to a replica."""
         self._leave_replica()
-        self._limit_waits()
-        super().send_packed_command(*args, **kwargs)
+        super().send_packed_command(self._within_limit(command), *args, **kwargs)
+
+    def _within_limit(self, pieces: Iterable[bytes]) -> Iterator[bytes]:
+        """Yield pieces, which redis-py sends one after another, and limit the wait of each anew."""
+        for piece in pieces:
+            self._limit_waits()
+            yield piece
 
     def _limit_waits(self) -> None:
         connection: Any = self
