@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,6 +18,7 @@ from batchmill.producer.payloads.object_store import ObjectStore
 from batchmill.producer.protocol import keys
 from batchmill.producer.protocol.calls import media as media_calls
 from batchmill.producer.protocol.calls import outbox as outbox_calls
+from batchmill.producer.protocol.calls import payloads as payload_calls
 from batchmill.producer.protocol.calls import rewrap as calls
 from batchmill.producer.protocol.calls.rewrap import RecordKind
 from batchmill.producer.protocol.content import Content, Place
@@ -24,6 +26,7 @@ from batchmill.producer.protocol.records import DeadLetterKind
 from batchmill.producer.protocol.replies import JobState, TokenWrite
 from batchmill.producer.settings import ProducerSettings
 from batchmill.producer.store.job_store import JobStore
+from batchmill.producer.store.plain_letters import seal_plain_letters
 from batchmill.producer.store.receivers import (
     create_receiver,
     make_receiver,
@@ -189,9 +192,16 @@ def test_everything_is_sealed_anew_and_the_old_key_can_go(place: Site) -> None:
         assert place.redis.hget(keys.job(job_id), "sealed_with").decode() == needed
     for key in place.redis.keys(keys.job("*")):
         assert place.redis.hget(key, "sealed_with").decode().split()[-1] == NEW.id
-    # A second run has nothing to do; the objects of the old key are due for deletion.
+    # A second run has nothing to do. The objects of the old key are deleted later: a program may
+    # just have read their names.
     assert place.rewrap().num_rewrapped == 0
-    assert place.redis.zcount(keys.PAYLOADS, "-inf", "(2000000000000") >= 2
+    num_due, names = place.store(NEW).run(payload_calls.take_unused(100, repeat_ms=60_000))
+    assert (num_due, names) == (0, [])
+    all_objects = len(place.objects.names())
+    for name in place.redis.zrange(keys.PAYLOADS, 0, -1):
+        place.redis.zadd(keys.PAYLOADS, {name: 1})
+    _, names = place.store(NEW).run(payload_calls.take_unused(100, repeat_ms=60_000))
+    assert len(names) == all_objects / 2
     # The content behind an idempotency key is still known.
     with Client(_url(place), settings=settings(NEW)) as client:
         fields: dict[str, Any] = {"max_tokens": 4, "webhook": "https://example.com/hook"}
@@ -267,3 +277,44 @@ def test_jobs_run_on_while_they_are_sealed_anew(mill: Mill) -> None:
         assert text == results[0].text
     status = call("encryption", "status", "--broker-url", mill.url, **environment)
     assert f"{NEW.id}" in status.stdout
+
+
+def test_the_fingerprint_of_a_steered_job_is_made_anew(place: Site) -> None:
+    vector = {"digest": "d" * 64, "model": "demo", "tenants": []}
+    place.redis.hset(keys.STEERING_VECTORS, "tone", json.dumps(vector))
+    fields: dict[str, Any] = {"steering": {"name": "tone"}, "idempotency_key": "k"}
+    with Client(_url(place), settings=settings(OLD)) as client:
+        job = client.submit(prompt=PROMPT, **fields)
+    place.rewrap()
+    with Client(_url(place), settings=settings(NEW)) as client:
+        assert client.submit(prompt=PROMPT, **fields).id == job.id
+
+
+def test_a_letter_of_another_type_does_not_stop_the_sealing_of_letters(place: Site) -> None:
+    place.redis.set(keys.dead("l"), "not written by batchmill")
+    place.redis.sadd(keys.PLAIN_LETTERS, "l")
+    assert seal_plain_letters(place.store(NEW)) == 0
+    assert place.redis.scard(keys.PLAIN_LETTERS) == 0
+
+
+def test_a_file_survives_a_run_that_is_killed_beside_another(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with FileStore(str(tmp_path), KeyRing((OLD,))).open_to_write(FILE_ID) as handle:
+        handle.write(b"CANARY file")
+    other, killed = (FileStore(str(tmp_path), KeyRing((NEW, OLD))) for _ in range(2))
+
+    class DyingSource(io.BytesIO):
+        def read(self, size: int | None = -1, /) -> bytes:
+            other.rewrite(FILE_ID)
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(killed, "open_to_read", lambda file_id: DyingSource())
+    with pytest.raises(KeyboardInterrupt):
+        killed.rewrite(FILE_ID)
+    (tmp_path / f"{FILE_ID}.0123.new").write_bytes(b"of one that had no time to clean up")
+    other.delete_unfinished()
+    assert [path.name for path in tmp_path.iterdir()] == [FILE_ID]
+    assert other.key_id(FILE_ID) == NEW.id
+    with other.open_to_read(FILE_ID) as handle:
+        assert handle.read() == b"CANARY file"

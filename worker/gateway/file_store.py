@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import secrets
 from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
@@ -15,6 +16,8 @@ from batchmill.worker.local.state_dir import default_state_dir, make_private_dir
 
 #: Bytes that are read or written at a time.
 CHUNK_BYTES = 1 << 20
+#: Ends the name of a content that `rewrite` has not exchanged yet.
+_UNFINISHED = ".new"
 
 
 class FileStore:
@@ -71,7 +74,8 @@ class FileStore:
             FileNotFoundError: it does not exist.
             KeyMissing, ContentChanged: it cannot be opened; it stays as it is.
         """
-        new_path = _new_path(self.path(file_id))
+        # A name of its own: another run may rewrite the same content.
+        new_path = f"{self.path(file_id)}.{secrets.token_hex(8)}{_UNFINISHED}"
         try:
             with self.open_to_read(file_id) as source:
                 target = write_sealed(self._system.open(new_path, "wb"), self._key_ring, file_id)
@@ -86,10 +90,18 @@ class FileStore:
 
     def delete(self, file_id: str) -> None:
         """Delete a content; one that does not exist is no error."""
-        # The second is what a `rewrite` leaves that was killed.
-        for path in (self.path(file_id), _new_path(self.path(file_id))):
-            with contextlib.suppress(FileNotFoundError):
-                self._system.rm_file(path)
+        with contextlib.suppress(FileNotFoundError):
+            self._system.rm_file(self.path(file_id))
+
+    def delete_unfinished(self) -> None:
+        """Delete what calls of `rewrite` have left that were killed.
+
+        One that runs at this moment raises `FileNotFoundError`, and changes nothing.
+        """
+        for path in map(str, self._system.ls(self._root, detail=False)):
+            if path.endswith(_UNFINISHED):
+                with contextlib.suppress(FileNotFoundError):
+                    self._system.rm_file(path)
 
     def lines(self, file_id: str, max_line_bytes: int) -> Iterator[bytes]:
         """Yield the lines of a content; a line that is too long is yielded cut, one byte longer."""
@@ -108,7 +120,3 @@ class FileStore:
                 yield chunk
         finally:
             handle.close()
-
-
-def _new_path(path: str) -> str:
-    return f"{path}.new"

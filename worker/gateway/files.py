@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 import time
 from collections.abc import AsyncIterator, Sequence
@@ -128,7 +129,7 @@ async def delete_file(request: Request) -> Response:
         )
     record = await load_file(backend, key, file_id)
     await (await backend.shards.of_file(record.id)).read(drop_file(key.tenant, record.id))
-    backend.files.delete(record.id)
+    await asyncio.to_thread(backend.files.delete, record.id)
     return JSONResponse({"id": record.id, "object": "file", "deleted": True})
 
 

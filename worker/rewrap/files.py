@@ -30,6 +30,7 @@ class GatewayFiles:
         self._url = url
         self._key_ring = key_ring
         self._opened: Any = None
+        self._is_tidy = False
 
     def entries(self, store: JobStore) -> Iterator[str]:
         """Yield the tenants and ids of all files that a broker knows, with a slash between them."""
@@ -54,6 +55,9 @@ class GatewayFiles:
 
     def rewrap(self, store: JobStore, entry: str, counts: SealCounts) -> None:
         """Seal a file anew unless the first key has sealed it."""
+        if not self._is_tidy:
+            self._files.delete_unfinished()
+            self._is_tidy = True
         key_id, file_id = self.count(entry, counts), _file_id(entry)
         if key_id is None or key_id == self._key_ring.key_ids[0]:
             return

@@ -133,7 +133,7 @@ class RecordRewrap:
         seed or model, or without the one that was chosen for the job. Only if one of these digests
         gives the stored fingerprint under its key, it is the right one.
         """
-        known, document, tenant, adapter, key = self._store.read(_fingerprint_fields(job_id))
+        known, document, tenant, suffix, key = self._store.read(_fingerprint_fields(job_id))
         ring = self._store.key_ring
         if known is None and key is not None:
             known = self._store.read(_entry_fingerprint(tenant.decode(), key.decode()))
@@ -144,7 +144,6 @@ class RecordRewrap:
             job = parse_document(content)
         except (UnreadableContent, JobRejected):
             return None
-        suffix = f"+{adapter.decode()}" if adapter else ""
         for left_out in ((), ("seed",), ("model",), ("seed", "model")):
             some = job.model_copy(update=dict.fromkeys(left_out))
             names = ring.fingerprints(fingerprint(some), tenant.decode()).split(",")
@@ -205,14 +204,18 @@ def _has_seals(kind: str, seals: dict[bytes, bytes]) -> bool:
 _Maybe = bytes | None
 
 
-def _fingerprint_fields(job_id: str) -> Read[tuple[_Maybe, _Maybe, bytes, _Maybe, _Maybe]]:
-    """Read a job's fingerprint as a line, document, tenant, adapter and idempotency key."""
+def _fingerprint_fields(job_id: str) -> Read[tuple[_Maybe, _Maybe, bytes, str, _Maybe]]:
+    """Read a job's fingerprint as a line, document, tenant, suffix and idempotency key.
 
-    def parse(replies: list[Any]) -> tuple[_Maybe, _Maybe, bytes, _Maybe, _Maybe]:
-        known, document, tenant, adapter, key = replies[0]
-        return known, document, tenant or keys.DEFAULT_TENANT.encode(), adapter, key
+    The suffix names the versions of the adapter and the steering vector (`lib/adapters.lua`).
+    """
 
-    names = ("fingerprint", "doc", "tenant", "lora", "idempotency_key")
+    def parse(replies: list[Any]) -> tuple[_Maybe, _Maybe, bytes, str, _Maybe]:
+        known, document, tenant, key, *digests = replies[0]
+        suffix = "".join(f"+{digest.decode()}" for digest in digests if digest)
+        return known, document, tenant or keys.DEFAULT_TENANT.encode(), suffix, key
+
+    names = ("fingerprint", "doc", "tenant", "idempotency_key", "lora", "steering")
     return Read(lambda pipeline: pipeline.hmget(keys.job(job_id), *names), parse)
 
 

@@ -11,7 +11,7 @@ from typing import Any
 from batchmill.producer.protocol import keys
 from batchmill.producer.protocol.content import Content, JsonContent
 
-from .call import Argument, Call, Read
+from .call import Argument, Call, Read, stored
 
 
 class RecordKind(StrEnum):
@@ -112,11 +112,11 @@ def drop_plain_letter(letter_id: bytes) -> Read[None]:
 
 
 def letter_fields(letter_id: bytes) -> Read[tuple[bytes | None, bytes | None]]:
-    """Read the kind and the payload of a dead letter, as they are stored."""
+    """Read the kind and the payload of a dead letter, as they are stored; None for no letter."""
 
     def parse(replies: list[Any]) -> tuple[bytes | None, bytes | None]:
-        kind, payload = replies[0]
+        kind, payload = stored(replies[0], (None, None))
         return kind, payload
 
     key = keys.dead("").encode() + letter_id
-    return Read(lambda pipeline: pipeline.hmget(key, "kind", "payload"), parse)
+    return Read(lambda pipeline: pipeline.hmget(key, "kind", "payload"), parse, keeps_errors=True)

@@ -6,11 +6,16 @@
 allow_writes_when_full()
 local kind, id, field, value = ARGV[1], ARGV[2], ARGV[3], ARGV[5]
 
--- The record refers to another object from now on: the old one is due for deletion.
+-- The record refers to another object from now on. The old one stays for a while: a program may have read the old
+-- reference, and be about to read the object.
+local function drop_later(old, now)
+  if old then redis.call('ZADD', PAYLOADS, 'XX', now + PAYLOAD_CHECK_MS, old) end
+end
+
 local function exchange_objects(old, now)
   local new, known = split_reference(value), redis.call('HGET', job_key(id), 'payloads')
   if new then keep_payload(id, new, known, now) end
-  if old then redis.call('ZADD', PAYLOADS, 'XX', now, old) end
+  drop_later(old, now)
 end
 
 if kind == 'file' then
@@ -43,8 +48,7 @@ if kind == 'job' then
   exchange_objects(split_reference(known), now)
 elseif kind == 'letter' or kind == 'media' then
   if payload then redis.call('ZADD', PAYLOADS, 'XX', now + PAYLOAD_CHECK_MS, payload) end
-  local old = split_reference(known)
-  if old then redis.call('ZADD', PAYLOADS, 'XX', now, old) end
+  drop_later(split_reference(known), now)
 end
 if kind == 'letter' then redis.call('SREM', PLAIN_LETTERS, id) end
 if kind == 'media' then
