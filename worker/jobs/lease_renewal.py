@@ -26,7 +26,7 @@ class LeaseRenewal:
         *,
         lease_s: float,
         is_engine_stuck: Callable[[], bool],
-        jobs_being_written: Callable[[], Sequence[ActiveJob]] = tuple,
+        jobs_at_store: Callable[[], Sequence[ActiveJob]] = tuple,
     ) -> None:
         """Bind to the jobs and their store.
 
@@ -35,21 +35,20 @@ class LeaseRenewal:
             jobs: the active jobs.
             lease_s: length of a lease, seconds.
             is_engine_stuck: whether the engine is about to be killed.
-            jobs_being_written: Returns jobs that have left the engine, and whose results wait for
-                the object store.
+            jobs_at_store: returns jobs whose documents or results wait for the object store.
         """
         self._store = store
         self._jobs = jobs
         self._lease_s = lease_s
         self._is_engine_stuck = is_engine_stuck
-        self._jobs_being_written = jobs_being_written
+        self._jobs_at_store = jobs_at_store
         self._renewed_at = time.monotonic()
 
     def renew_if_due(self) -> list[tuple[ActiveJob, WriteStatus]]:
         """Renew the leases of all active jobs, if it is time and the engine is not stuck.
 
-        Those of jobs whose results are being written are renewed with them, and are not in the
-        reply: their ends are on their way, and are refused if they come too late.
+        Those of jobs at the object store are renewed with them, and are not in the reply: what
+        comes of them later is refused if they are lost.
 
         Raises:
             redis.exceptions.RedisError: Redis did not reply, or refused; call again.
@@ -59,7 +58,7 @@ class LeaseRenewal:
             return []
         is_stuck = self._is_engine_stuck()
         jobs = [] if is_stuck else self._jobs.snapshot()
-        held = [job.held for job in (*jobs, *self._jobs_being_written())]
+        held = [job.held for job in (*jobs, *self._jobs_at_store())]
         if is_stuck and not held:
             return []
         statuses = self._store.renew(held, lease_ms=int(self._lease_s * 1000))

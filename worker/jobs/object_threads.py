@@ -27,11 +27,10 @@ MAX_WAITING_RESULTS = 8 * NUM_THREADS
 class ObjectThreads:
     """A few threads that read documents and write results. Idle without an object store.
 
-    While a document is read, its job is in no table, and its lease is not renewed:
-    `payload_timeout_s` is a part of it. Results may have to wait for others, so the leases of their
-    jobs are renewed (`jobs_being_written`). That ends by itself: each write has a limit of time,
-    and the gate is closed while many wait. If a lease runs out all the same, another worker has the
-    job, and the later writes are fenced.
+    While a document or a result is here, its job is in no table. It may have to wait for others, so
+    the leases of all of them are renewed (`jobs_at_store`). That ends by itself: each has a limit
+    of time, and the gate is closed while many wait. If a lease runs out all the same, another
+    worker has the job, and the later writes are fenced.
     """
 
     def __init__(
@@ -47,33 +46,36 @@ class ObjectThreads:
         self._store = store
         self._meter = meter
         self._on_room = on_room
+        self._reading: list[ActiveJob] = []
         self._writing: list[ActiveJob] = []
         self._queue: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self._lock = threading.Lock()
-        self._num_reading = 0
         self._has_started = False
 
     @property
     def is_full(self) -> bool:
         """Whether every thread may be reading a document, or many results wait to be written."""
-        return self._num_reading >= NUM_THREADS or len(self._writing) >= MAX_WAITING_RESULTS
+        num_reading, num_writing = len(self._reading), len(self._writing)
+        return num_reading >= NUM_THREADS or num_writing >= MAX_WAITING_RESULTS
 
-    def jobs_being_written(self) -> list[ActiveJob]:
-        """Return the jobs whose results are not written yet."""
+    def jobs_at_store(self) -> list[ActiveJob]:
+        """Return the jobs whose documents are not read, or whose results are not written yet."""
         with self._lock:
-            return list(self._writing)
+            return [*self._reading, *self._writing]
 
     def read_document(self, job: ActiveJob, take: Callable[[bytes | BatchmillError], None]) -> None:
         """Read the document of a claimed job, and pass it on, or why it cannot be read."""
-        self._count(1)
 
         def read() -> None:
             try:
                 found = self._read(job)
             finally:
-                self._count(-1)  # first: `take` may ask for room
+                with self._lock:  # first: `take` may ask for room
+                    self._reading.remove(job)
             take(found)
 
+        with self._lock:
+            self._reading.append(job)
         self._put(read)
 
     def write_result(
@@ -137,10 +139,6 @@ class ObjectThreads:
                     name = f"objects-{number}"
                     threading.Thread(target=self._run, name=name, daemon=True).start()
         self._queue.put(action)
-
-    def _count(self, change: int) -> None:
-        with self._lock:
-            self._num_reading += change
 
     def _run(self) -> None:
         while True:

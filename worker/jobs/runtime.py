@@ -372,7 +372,7 @@ class WorkerRuntime:
             settle=self._settle,
             on_fatal=self._on_fatal,
             note_lag=self.metrics.jobs.checkpoint_lag.observe,
-            jobs_being_written=self._objects.jobs_being_written,
+            jobs_at_store=self._objects.jobs_at_store,
         )
 
     def _make_claimer(self, traces: JobTraces) -> JobClaimer:

@@ -1,4 +1,4 @@
-"""Results that wait for a slow object store: their leases live, and no further job is claimed."""
+"""Jobs that wait for a slow object store: their leases live, and no further job is claimed."""
 
 from __future__ import annotations
 
@@ -31,18 +31,18 @@ RESULT = "x" * 2000
 
 
 class SlowSystem:
-    """A file system whose writes wait for an event."""
+    """A file system whose writes wait for an event, and its reads for another."""
 
     def __init__(self, system: Any) -> None:
         self._system = system
         self.may_write = threading.Event()
+        self.may_read = threading.Event()
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._system, name)
 
     def open(self, path: str, mode: str) -> Any:
-        if mode == "wb":
-            self.may_write.wait(60)
+        (self.may_write if mode == "wb" else self.may_read).wait(60)
         return self._system.open(path, mode)
 
 
@@ -53,9 +53,9 @@ def store(redis_url: str, tmp_path: Path) -> JobStore:
     return JobStore(JobStore.from_url(redis_url).client, objects=objects)
 
 
-def claimed_job(store: JobStore, job_id: str) -> ActiveJob:
+def claimed_job(store: JobStore, job_id: str, document: str = '{"prompt":"x"}') -> ActiveJob:
     queue = keys.queue_name("demo", "normal")
-    store.submit(NewJob(job_id, "demo", queue, '{"prompt":"x"}', 600_000))
+    store.submit(NewJob(job_id, "demo", queue, document, 600_000))
     claim = store.claim(job_id, owner="w1", lease_ms=60_000, identity="stub")
     assert isinstance(claim, Claim)
     return ActiveJob(claim, AddRequest(f"{job_id}.1", "x", None, {}), a_task(job_id))
@@ -79,7 +79,7 @@ def test_leases_live_while_results_wait(
         assert not threads.is_full
         threads.write_result(job, end, lambda job, end: written.append((job, end)))
     assert threads.is_full
-    assert threads.jobs_being_written() == jobs
+    assert threads.jobs_at_store() == jobs
     for job in jobs:  # as if a third of the lease had passed
         store.client.zadd(keys.LEASES, {job.claim.job_id: 1})
 
@@ -88,7 +88,7 @@ def test_leases_live_while_results_wait(
         ActiveJobs(lambda message: None),
         lease_s=60.0,
         is_engine_stuck=is_stuck(engine_is_stuck),
-        jobs_being_written=threads.jobs_being_written,
+        jobs_at_store=threads.jobs_at_store,
     )
     renewal._renewed_at = 0.0
     assert renewal.renew_if_due() == []
@@ -97,9 +97,27 @@ def test_leases_live_while_results_wait(
 
     store.objects._system.may_write.set()  # type: ignore[union-attr]
     deadline = time.monotonic() + 60
-    while threads.jobs_being_written():
+    while threads.jobs_at_store():
         assert time.monotonic() < deadline
         time.sleep(0.01)
     assert has_room.is_set()
     assert {job for job, _ in written} == set(jobs)
     assert all(end.result_object is not None for _, end in written)
+
+
+def test_a_job_is_at_the_store_until_its_document_is_read(store: JobStore) -> None:
+    system: Any = store.objects._system  # type: ignore[union-attr]
+    system.may_write.set()
+    document = '{"prompt":"' + "x" * 2000 + '"}'
+    job = claimed_job(store, "j", document)
+    threads, has_read, found = ObjectThreads(store, JobMeter()), threading.Event(), []
+
+    def take(value: Any) -> None:
+        found.append((value, threads.jobs_at_store()))
+        has_read.set()
+
+    threads.read_document(job, take)
+    assert threads.jobs_at_store() == [job]
+    system.may_read.set()
+    assert has_read.wait(60)
+    assert found == [(document.encode(), [])]
