@@ -28,6 +28,7 @@ from kombu.utils.json import dumps
 from kombu.utils.uuid import uuid
 from redis.exceptions import RedisError, ResponseError
 
+from batchmill.producer.encryption.settings import find_key_ring
 from batchmill.producer.protocol import keys
 from batchmill.producer.protocol.content import SEALED_NAME
 from batchmill.producer.protocol.records import DeadLetterKind
@@ -179,8 +180,7 @@ class Channel(redis.Channel):
             self._add_dead_letter(key.removeprefix(_ANNOUNCED), element, malformed)
             return None
         if SEALED_NAME in message.embed:
-            with self.conn_or_acquire() as client:
-                message = open_follow_ups(message, JobStore(client).key_ring)
+            message = open_follow_ups(message, find_key_ring())
         return message.message
 
     def _note_announcement(self, key: bytes, element: bytes, message: dict[str, Any]) -> str:
