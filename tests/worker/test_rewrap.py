@@ -318,3 +318,12 @@ def test_a_file_survives_a_run_that_is_killed_beside_another(
     assert other.key_id(FILE_ID) == NEW.id
     with other.open_to_read(FILE_ID) as handle:
         assert handle.read() == b"CANARY file"
+
+
+def test_a_file_that_a_gateway_is_deleting_does_not_come_back(place: Site) -> None:
+    path = place.folder / "files"
+    with FileStore(str(path), KeyRing((OLD,))).open_to_write(FILE_ID) as handle:
+        handle.write(b"CANARY file")
+    place.redis.zadd(keys.FILES_EXPIRING, {f"acme/{FILE_ID}": 1})
+    place.rewrap()
+    assert list(path.iterdir()) == []

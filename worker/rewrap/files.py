@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from typing import Any, Final
 
@@ -70,8 +71,10 @@ class GatewayFiles:
             code = error.code if isinstance(error, BatchmillError) else "unreadable"
             counts.failed[code] += 1
             return
-        if store.client.zscore(keys.FILES_EXPIRING, entry) is None:
-            self._files.delete(file_id)  # it expired meanwhile, and has come back by the rewriting
+        expires_at: Any = store.client.zscore(keys.FILES_EXPIRING, entry)
+        if expires_at is None or expires_at <= time.time():
+            # A gateway may have deleted it meanwhile, and the rewriting has brought it back.
+            self._files.delete(file_id)
         counts.num_rewrapped += 1
 
     @property
