@@ -7,7 +7,6 @@ from typing import Any
 import pytest
 from redis.exceptions import DataError
 
-from batchmill.producer.store import call_limits
 from batchmill.producer.store.call_limits import time_limit
 from batchmill.producer.store.commands import run_commands
 from batchmill.producer.store.connection import connect
@@ -15,7 +14,7 @@ from batchmill.producer.store.connection import connect
 
 def test_text_bytes_and_numbers_arrive_as_they_are(redis_url: str) -> None:
     client = connect(redis_url)
-    words = ["\xe9", b"\xff", 7, 1.5]
+    words: list[Any] = ["\xe9", b"\xff", 7, 1.5]
     assert run_commands(client, [["ECHO", word] for word in words]) == [
         "\xe9".encode(),
         b"\xff",
@@ -58,7 +57,7 @@ def test_the_pieces_of_a_long_command_share_one_limit(
     connection: Any = client.connection_pool.get_connection()
     slow = SlowSocket(connection._sock)
     monkeypatch.setattr(connection, "_sock", slow)
-    monkeypatch.setattr(call_limits.time, "monotonic", lambda: slow.now_s)
+    monkeypatch.setattr("batchmill.producer.store.call_limits.time.monotonic", lambda: slow.now_s)
     with time_limit(4.0):
         connection.send_packed_command([b"*1\r\n", b"$4\r\n", b"PI", b"NG", b"\r\n"], False)
     monkeypatch.undo()
