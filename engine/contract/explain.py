@@ -65,13 +65,16 @@ def check_explained(job: Explained) -> None:
         return
     if len(set(job.explain)) < len(job.explain):
         raise ContractError("explain names a part twice: name each once")
-    for name, is_wrong in (
-        ("n", job.n > 1),
-        ("echo", job.echo),
-        ("max_tokens", not job.max_tokens),
+    for name, value, is_wrong in (
+        ("n", job.n, job.n > 1),
+        ("echo", "true", job.echo),
+        ("max_tokens", job.max_tokens, not job.max_tokens),
     ):
         if is_wrong:
-            raise ContractError(f"explain is for one output without an echo: leave {name} out")
+            raise ContractError(
+                f"{name} is {value}, and explain is for one output without an echo: leave {name} "
+                "out"
+            )
     if "attribution" in job.explain and job.truncate_prompt_tokens is not None:
         raise ContractError(
             "attribution is of the whole prompt: leave truncate_prompt_tokens out, or attribution"

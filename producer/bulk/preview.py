@@ -11,7 +11,11 @@ from batchmill.producer.errors import BulkFileError
 from batchmill.producer.files.source import RecordFile
 from batchmill.producer.job.line import BulkLine
 from batchmill.producer.settings import ProducerSettings
-from batchmill.producer.store.submission import explanation_tokens
+from batchmill.producer.store.submission import (
+    explanation_tokens,
+    judging_tokens,
+    most_output_tokens,
+)
 
 from .lines import check_template, read_lines, with_media
 from .options import BulkOptions
@@ -114,11 +118,9 @@ def _add(found: Preview, line: BulkLine, counter: TokenCounter, settings: Produc
     if len(found.shown) < _NUM_SHOWN:
         found.shown.append(line)
     tokens = found.usage.setdefault(line.job.model or settings.served_name, Tokens())
-    tokens.prompt += sum(times * counter.count(each) for times, each in contents(line.job))
-    section = line.job.section
-    tokens.output += (
-        line.job.max_tokens * line.job.n if section is None else section.num_output_tokens
-    )
+    num_prompt_tokens = sum(times * counter.count(each) for times, each in contents(line.job))
+    tokens.prompt += num_prompt_tokens + judging_tokens(line.job, num_prompt_tokens)
+    tokens.output += most_output_tokens(line.job)
     num_explain_tokens = explanation_tokens(line.job)
     found.num_explain_tokens += num_explain_tokens
     tokens.prompt += num_explain_tokens

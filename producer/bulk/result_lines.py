@@ -15,7 +15,7 @@ from .openai_logprobs import chat_logprobs, completion_logprobs
 from .pooled_bodies import embedding_body, score_body
 
 #: Fields of a body that other APIs lack: see `own_fields`.
-OWN_FIELDS: Final = ("selection", "watermarked", "explain")
+OWN_FIELDS: Final = ("selection", "watermarked", "explain", "beam_search")
 
 
 def ended_line(request_id: str, custom_id: str, kind: LineKind, ended: EndedJob) -> dict[str, Any]:
@@ -87,7 +87,7 @@ def _body(kind: LineKind, result: JobResult, finished_at_ms: int | None) -> dict
 
 
 def own_fields(result: JobResult) -> dict[str, Any]:
-    """Return what a result has that other APIs lack: a selection, a watermark, an explanation."""
+    """Return what a result has that other APIs lack, such as a selection or an explanation."""
     fields: dict[str, Any] = {}
     if result.selection is not None:
         fields["selection"] = result.selection.model_dump()
@@ -95,6 +95,8 @@ def own_fields(result: JobResult) -> dict[str, Any]:
         fields["watermarked"] = True
     if result.explain is not None:
         fields["explain"] = result.explain.model_dump(exclude_none=True)
+    if result.beam_search is not None:
+        fields["beam_search"] = result.beam_search.model_dump()
     return fields
 
 

@@ -91,6 +91,8 @@ def _message(detail: ErrorDetails, param: str | None) -> str:
             return f"{param} is another name for {owner}, which is given as well: give one of them"
         return f"{param} is not a parameter of a job: check the name, or leave it out"
     text = detail["msg"].removeprefix("Value error, ")
+    if detail["type"] == "model_type":  # pydantic would name the Python class
+        text = "Input should be an object"
     return text if param is None else f"{param}: {text}"
 
 

@@ -56,7 +56,7 @@ def prepare(job: GenerationJob, settings: ProducerSettings, *, job_id: str | Non
     model = job.model or settings.served_name
     job = job.model_copy(update={"model": model})
     digest = fingerprint(job) if job.idempotency_key else ""
-    if job.seed is None and job.kind is Kind.GENERATE:
+    if job.seed is None and job.kind is Kind.GENERATE and job.beam_search is None:
         job = job.model_copy(update={"seed": secrets.randbits(_SEED_BITS)})
     return NewJob(
         job_id=job_id,
@@ -78,7 +78,7 @@ def prepare(job: GenerationJob, settings: ProducerSettings, *, job_id: str | Non
         delay_ms=None if job.delay_s is None else max(1, int(job.delay_s * 1000)),
         limits=queue_limits(settings),
         tags=tuple(job.tags),
-        max_tokens=_most_output_tokens(job),
+        max_tokens=most_output_tokens(job),
         version=keys.record_version(
             job.kind,
             has_adapter=job.lora is not None,
@@ -113,13 +113,19 @@ def estimated_tokens(job: GenerationJob) -> int:
     Tenants are charged this until the real number is known. At most `MAX_COST_TOKENS`: no model
     has a longer context, whatever a job allows.
     """
-    num_prompt_tokens, num_output_tokens = _estimated_prompt_tokens(job), _most_output_tokens(job)
+    num_prompt_tokens, num_output_tokens = _estimated_prompt_tokens(job), most_output_tokens(job)
     num_tokens = (
         num_prompt_tokens + _estimated_tokens(job.negative_prompt or []) + num_output_tokens
     )
-    if job.select is not None:
-        num_tokens += job.select.num_judging_tokens(num_prompt_tokens, job.max_tokens, job.n)
-    return min(num_tokens + explanation_tokens(job), limits.MAX_COST_TOKENS)
+    num_tokens += judging_tokens(job, num_prompt_tokens) + explanation_tokens(job)
+    return min(num_tokens, limits.MAX_COST_TOKENS)
+
+
+def judging_tokens(job: GenerationJob, num_prompt_tokens: int) -> int:
+    """Return about how many tokens it takes to select a sample by a decision; 0 without one."""
+    if job.select is None:
+        return 0
+    return job.select.num_judging_tokens(num_prompt_tokens, job.max_tokens, job.n)
 
 
 def explanation_tokens(job: GenerationJob) -> int:
@@ -130,12 +136,13 @@ def explanation_tokens(job: GenerationJob) -> int:
     return most_tokens(
         job.explain,
         _estimated_prompt_tokens(job),
-        _most_output_tokens(job),
+        most_output_tokens(job),
         compares_meaning=job.explain_similarity is not None,
     )
 
 
-def _most_output_tokens(job: GenerationJob) -> int:
+def most_output_tokens(job: GenerationJob) -> int:
+    """Return the most tokens that a job may generate: those of all its samples, or of all beams."""
     section = job.section
     if section is not None:
         return section.num_output_tokens

@@ -55,7 +55,10 @@ def explain(
     if output is not None:
         from batchmill.worker.console.explain_report import explanation_page
 
-        output.write_text(explanation_page(result), encoding="utf-8")
+        try:
+            output.write_text(explanation_page(result), encoding="utf-8")
+        except OSError as error:
+            raise usage_error(f"--output {output} cannot be written: {error.strerror}") from None
     if as_json:
         print_json({"id": result.id, "explain": result.explain.model_dump(mode="json")})
     else:

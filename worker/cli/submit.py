@@ -314,7 +314,9 @@ def submit(
         "select": None if select is None else parse_json_option("--select", select),
         "explain": parse_parts(explain),
         "explain_similarity": explain_similarity,
-        "beam_search": parse_json_option("--beam-search", beam_search) if beam_search else None,
+        "beam_search": None
+        if beam_search is None
+        else parse_json_option("--beam-search", beam_search),
         "priority": priority,
         "tenant": tenant,
         "webhook": webhook,

@@ -79,7 +79,7 @@ async def _create_several(
         raise invalid("a stream has one prompt; send a request for each", "stream")
     if len(prompts) > 1 and "idempotency-key" in request.headers:
         raise invalid("an idempotency key is for one prompt; send a request for each", "prompt")
-    for name in ("explain", "select"):
+    for name in ("explain", "select", "beam_search"):
         if len(prompts) > 1 and fields.get(name):
             raise invalid(f"{name} is for one prompt; send a request for each", name)
     jobs = [

@@ -76,7 +76,7 @@ def _check(job: PlannedJob, params: SamplingParams) -> None:
     if params.n > width:
         raise RequestError(
             "invalid_request",
-            f"n is {params.n}, more than beam_width ({width}): there are as many outputs as beams",
+            f"n is {params.n}, more than beam_width ({width}): lower it, or raise beam_width",
         )
     if not job.engine.config.enable_prefix_caching:
         raise RequestError(
@@ -85,7 +85,7 @@ def _check(job: PlannedJob, params: SamplingParams) -> None:
             "enable_prefix_caching (BATCHMILL_ENABLE_PREFIX_CACHING)",
         )
     if params.grammar is not None:
-        raise RequestError("invalid_request", "beam_search cannot follow a structure: leave it out")
+        raise RequestError("invalid_request", "beam_search cannot follow a structure: leave one out")
     num_ends = len(_ends(job, params))
     if width + num_ends > MAX_LOGPROBS:
         raise RequestError(

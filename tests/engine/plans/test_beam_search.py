@@ -15,10 +15,14 @@ from batchmill.engine.loading.loading import LoadedModel, load_model
 from batchmill.engine.plans.beam_search.plan import beam_plan
 from batchmill.engine.plans.plan import PlanEnd, PlannedJob
 from batchmill.engine.plans.runner import JobOptions, PlanRunner
+from batchmill.producer.bulk.result_lines import result_line
 from batchmill.producer.errors import JobRejected
-from batchmill.producer.job.validation import parse_job
+from batchmill.producer.job.line import LineKind
+from batchmill.producer.job.validation import parse_document, parse_job
 from batchmill.producer.protocol.replies import Claim
 from batchmill.producer.results import JobResult
+from batchmill.producer.settings import ProducerSettings
+from batchmill.producer.store.submission import prepare
 from batchmill.worker.engine_host.messages import Finished
 from batchmill.worker.engine_host.real_engine import RealEngine
 from batchmill.worker.jobs.active_job import ActiveJob
@@ -171,7 +175,8 @@ def finish(
     loaded: LoadedModel, resumed: list[int] | None = None, **fields: Any
 ) -> tuple[JobResult, Finished, list[int]]:
     """Return a job's result and end, and the tokens that were reported."""
-    document = parse_job({"prompt": PROMPT, "max_tokens": 14, "stop_token_ids": ENDS} | fields)
+    job = parse_job({"prompt": PROMPT, "max_tokens": 14, "stop_token_ids": ENDS} | fields)
+    document = parse_document(prepare(job, ProducerSettings()).document)
     claim = Claim("j", "1.n", b"{}", resumed or [], 1, False, None, 0, 0, 0)
     hosted = RealEngine(tiny_engine(loaded))
     request = engine_request(claim, document, None)
@@ -200,6 +205,8 @@ def test_a_job_returns_the_best_and_reports_their_tokens_once(
     assert result.beam_search.scores[0] == pytest.approx(scored / len(first.token_ids), abs=1e-4)
     assert result.usage.prompt_tokens == len(PROMPT)
     assert result.usage.completion_tokens == result.beam_search.num_beam_tokens
+    line = result_line("r", "c", LineKind.TEXT, result, finished_at_ms=0)
+    assert line["response"]["body"]["beam_search"] == result.beam_search.model_dump()
     # A worker that died after the last checkpoint: what is saved is not reported again.
     again, _, rest = finish(loaded, shown[:2], beam_search={"beam_width": 3})
     assert again.text == result.text

@@ -253,6 +253,23 @@ def test_a_seed_is_drawn_once_at_submit_and_kept() -> None:
     assert json.loads(prepare(given, SETTINGS).document)["seed"] == 11
 
 
+@pytest.mark.parametrize(
+    "fields",
+    [
+        pytest.param({"beam_search": {"beam_width": 4}, "n": 2}, id="beam_search"),
+        pytest.param({"explain": ["uncertainty"], "explain_similarity": 0.9}, id="explain"),
+        pytest.param({"n": 2, "select": {"by": "decision", "question": "Right?"}}, id="select"),
+        pytest.param({"steering": {"name": "formal", "layers": [1, 2]}}, id="steering"),
+        pytest.param({"guidance_scale": 2.0, "negative_prompt": "no"}, id="guidance"),
+    ],
+)
+def test_a_worker_reads_what_a_client_has_stored(fields: dict[str, Any]) -> None:
+    job = parse_job({"prompt": "hi", "model": "m"} | fields)
+    stored = parse_document(prepare(job, SETTINGS).document)
+    assert stored.model_copy(update={"seed": None}) == job
+    assert (stored.seed is None) == (job.beam_search is not None)
+
+
 def test_a_job_without_a_model_takes_the_default() -> None:
     new = prepare(parse_job({"prompt": "hi", "priority": "high"}), ProducerSettings(model="m1"))
     assert (new.model, new.queue) == ("m1", "batchmill.m1.high")

@@ -40,10 +40,13 @@ def test_a_dry_run_counts_with_a_tokenizer(tmp_path: Path) -> None:
     words = tokenizers.Tokenizer(tokenizers.models.WordLevel({"a": 0, "?": 1}, unk_token="?"))
     words.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
     words.save(str(tmp_path / "tokenizer.json"))
-    source = write_lines(tmp_path / "in.jsonl", [{"prompt": "a a a a a"}])
+    search = {"prompt": "a", "max_tokens": 10, "n": 2, "beam_search": {"beam_width": 4}}
+    lines = [{"prompt": "a a a a a", "max_tokens": 1}, search]
+    source = write_lines(tmp_path / "in.jsonl", lines)
     options = ("--dry-run", "--json", "--tokenizer", str(tmp_path / "tokenizer.json"))
     answer = call("bulk", str(source), *options)
-    assert json.loads(answer.stdout)["prompt_tokens"] == 5, answer.stderr
+    shown = json.loads(answer.stdout)
+    assert (shown["prompt_tokens"], shown["max_output_tokens"]) == (6, 1 + 4 * 10)
 
 
 def test_the_summary_has_the_cost_of_all_results(running_mill: Mill, tmp_path: Path) -> None:

@@ -27,6 +27,9 @@ def test_an_explanation_is_asked_for_priced_and_shown(running_mill: Mill, tmp_pa
     shown = call("explain", result["id"], "-o", str(page), "--json", *where)
     assert json.loads(shown.stdout)["explain"] == result["explain"]
     assert "What the output rests on" in page.read_text()
+    nowhere = str(tmp_path / "missing" / "report.html")
+    unwritable = call("explain", result["id"], "-o", nowhere, "--json", *where)
+    assert "report.html cannot be written: No such file" in error_of(unwritable)["message"]
     plain = call("submit", "hello", "--raw", "--wait", "--json", *limit, *where)
     assert "explain_tokens" not in plain.stderr
     missing = call("explain", json.loads(plain.stdout)["id"], "--json", *where)

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Generic, Literal, TypeVar
 from pydantic import BaseModel, ConfigDict, Field
 
 from batchmill.producer.job.batch import BatchErrors, BatchState, RequestCounts
-from batchmill.producer.result_sections import Answer, Explanation
+from batchmill.producer.result_sections import Answer, BeamSearchResult, Explanation
 from batchmill.producer.results import SelectedSample, ToolCall, Usage
 from batchmill.producer.store.receivers import Receiver
 
@@ -139,6 +139,8 @@ class WithOwnFields(Object):
     """True if the output was marked."""
     explain: Explanation | None = None
     """What explains the output."""
+    beam_search: BeamSearchResult | None = None
+    """Scores of the outputs of a search."""
 
 
 class ChatMessage(Object):
