@@ -131,6 +131,10 @@ _ASKED = """
 | field of a job | what it does | page | test |
 |---|---|---|---|
 """
+_BESIDE = """
+
+The messages of a chat may hold [pictures and sounds](media.md).
+"""
 #: The page and the test of each field.
 ASKED = {
     "decision": (
@@ -183,7 +187,7 @@ def _asked() -> str:
         f"`{test}` |"
         for name, (page, test) in ASKED.items()
     ]
-    return _ASKED + "\n".join(rows) + "\n"
+    return _ASKED + "\n".join(rows) + _BESIDE
 
 
 def marked_tests() -> dict[str, list[str]]:

@@ -85,7 +85,9 @@ def _check(job: PlannedJob, params: SamplingParams) -> None:
             "enable_prefix_caching (BATCHMILL_ENABLE_PREFIX_CACHING)",
         )
     if params.grammar is not None:
-        raise RequestError("invalid_request", "beam_search cannot follow a structure: leave one out")
+        raise RequestError(
+            "invalid_request", "beam_search cannot follow a structure: leave one out"
+        )
     num_ends = len(_ends(job, params))
     if width + num_ends > MAX_LOGPROBS:
         raise RequestError(
