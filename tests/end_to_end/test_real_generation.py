@@ -208,6 +208,15 @@ def test_one_worker_runs_a_chat_and_a_prompt(shared_url: str) -> None:
     client.close()
 
 
+def test_a_beam_search_comes_back_through_the_queue(shared_url: str) -> None:
+    with Client(shared_url) as client:
+        job = client.submit("The harbour", n=2, max_tokens=8, beam_search={"beam_width": 3})
+        result = job.result(timeout_s=120)
+    assert len({each.text for each in result.completions}) == 2
+    assert result.beam_search is not None
+    assert result.usage.completion_tokens == result.beam_search.num_beam_tokens
+
+
 def submit_chat_with_tools(url: str) -> Any:
     """Submit tools to a model whose template ignores them; return the error that is printed."""
     tools = [{"type": "function", "function": {"name": "clock"}}]
