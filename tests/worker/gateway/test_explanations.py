@@ -94,3 +94,15 @@ def test_what_has_no_single_output_is_not_explained(
     with pytest.raises(BadRequestError) as refused:
         openai.post(path, cast_to=object, body=body | {"model": "demo", "explain": ["confidence"]})
     assert refused.value.param == "explain"
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("select", {"by": "vote"}), ("beam_search", {"beam_width": 2})],
+)
+def test_a_section_of_one_result_is_not_made_for_several_prompts(
+    openai: OpenAI, name: str, value: Any
+) -> None:
+    with pytest.raises(BadRequestError, match="is for one prompt") as refused:
+        openai.completions.create(model="demo", prompt=["a", "b"], n=2, extra_body={name: value})
+    assert refused.value.param == name
