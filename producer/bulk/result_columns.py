@@ -36,6 +36,8 @@ class ResultColumns:
     embeds: bool = False
     #: Parts of an explanation, each of which has columns.
     explained: tuple[str, ...] = ()
+    #: Whether one of the samples is selected: its text has a column, and the values are its own.
+    selects: bool = False
 
     def columns(self, taken: Collection[str]) -> list[Column]:
         """Return the columns.
@@ -47,6 +49,7 @@ class ResultColumns:
         text = self.name or ("embedding" if self.embeds else "text")
         columns = [Column(text, "vector" if self.embeds else "text")]
         columns += [Column(f"{text}_{place + 1}") for place in range(1, self.num_samples)]
+        columns += [Column(f"{own}selected")] if self.selects else []
         columns += [Column(own + ".".join(path), kind) for path, kind in self.properties]
         columns += [Column(own + each.name, each.kind) for each in explain_columns(self.explained)]
         columns += [
@@ -66,17 +69,27 @@ class ResultColumns:
         if self.embeds:
             texts = [_vector(each["embedding"]) for each in body.get("data") or ()][:1]
         texts += [None] * (self.num_samples - len(texts))
+        shown = self._shown(body, choices)
+        text = None if shown is None else _text(shown)
         usage = body.get("usage") or {}
         error = line.get("error")
         return [
             *texts,
-            *self._values(None if self.embeds else texts[0]),
+            *([text] if self.selects else []),
+            *self._values(text),
             *explain_cells(self.explained, body.get("explain") or {}),
-            choices[0].get("finish_reason") if choices else None,
+            None if shown is None else shown.get("finish_reason"),
             usage.get("prompt_tokens"),
             usage.get("completion_tokens"),
             f"{error['code']}: {error['message']}" if error else None,
         ]
+
+    def _shown(
+        self, body: Mapping[str, Any], choices: Sequence[Mapping[str, Any]]
+    ) -> Mapping[str, Any] | None:
+        """Return the sample whose values are shown: the selected one, or the first."""
+        place = (body.get("selection") or {}).get("index") if self.selects else 0
+        return None if place is None or place >= len(choices) else choices[place]
 
     def _values(self, text: str | None) -> list[Any]:
         """Return the values in a JSON output; None for each that is not there."""

@@ -203,13 +203,21 @@ def _parts(lines: LineSettings) -> list[ResultColumns | DecisionColumns]:
     properties = schema_properties(lines.defaults.get("response_format"))
     explain = lines.defaults.get("explain")
     explained = tuple(map(str, explain)) if isinstance(explain, list) else ()
+    selects = isinstance(lines.defaults.get("select"), Mapping)
     decision = lines.defaults.get("decision")
     if not lines.prompts:
         if isinstance(decision, Mapping):
             return [decision_columns(decision, with_probabilities=lines.with_probabilities)]
-        return [ResultColumns("", samples, properties, explained=explained)]
+        return [ResultColumns("", samples, properties, explained=explained, selects=selects)]
     return [
-        ResultColumns(prompt.name, samples, properties, embeds=prompt.embeds, explained=explained)
+        ResultColumns(
+            prompt.name,
+            samples,
+            properties,
+            embeds=prompt.embeds,
+            explained=explained,
+            selects=selects,
+        )
         if prompt.decision is None
         else decision_columns(prompt.decision, with_probabilities=lines.with_probabilities)
         for prompt in lines.prompts

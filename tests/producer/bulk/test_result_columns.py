@@ -51,6 +51,26 @@ def test_each_property_of_a_schema_is_a_column() -> None:
 
 
 @pytest.mark.parametrize(
+    ("index", "stars"), [(2, 3), (0, 1), (None, None)], ids=["third", "first", "none"]
+)
+def test_values_are_those_of_the_selected_sample(index: int | None, stars: int | None) -> None:
+    columns = ResultColumns("", 3, schema_properties(FORMAT), selects=True)
+    names = [column.name for column in columns.columns([])]
+    result = line("{}")
+    body = result["response"]["body"]
+    body["choices"] = [
+        {"message": {"content": json.dumps({"stars": n})}, "finish_reason": reason}
+        for n, reason in ((1, "stop"), (2, "stop"), (3, "length"))
+    ]
+    body["selection"] = {"by": "vote", "index": index}
+    found = dict(zip(names, columns.cells(result), strict=True))
+    assert (found["text"], found["text_3"]) == ('{"stars": 1}', '{"stars": 3}')
+    assert found["stars"] == stars
+    assert found["selected"] == (None if stars is None else json.dumps({"stars": stars}))
+    assert found["finish_reason"] == {3: "length", 1: "stop", None: None}[stars]
+
+
+@pytest.mark.parametrize(
     "text", ['{"name": "Mi', "[1]", '{"stars": "many", "address": 1}', '{"stars": NaN}']
 )
 def test_an_output_that_does_not_follow_the_schema_leaves_cells_empty(text: str) -> None:
