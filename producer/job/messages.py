@@ -50,6 +50,8 @@ ContentPart = TextPart | MediaPart
 
 def _read_content(content: Any) -> Any:
     """Return parts in the normal form; text parts alone become one text, as in vLLM."""
+    if isinstance(content, str):
+        return check_utf8(content)  # here, because an error of a union names its members
     if not isinstance(content, list):
         return content
     parts = [_read_part(part, index) for index, part in enumerate(content)]

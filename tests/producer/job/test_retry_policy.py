@@ -23,7 +23,7 @@ BAD: dict[str, tuple[Any, str, str]] = {
     "an error of the caller": ({"codes": ["invalid_request"]}, "retry.codes", "never retried"),
     "a code twice": ({"codes": ["engine_error"] * 2}, "retry.codes", "twice"),
     "an unknown field": ({"times": 3}, "retry.times", "not a parameter"),
-    "a number alone": (3, "retry", "dictionary"),
+    "a number alone": (3, "retry", "an object"),
 }
 OVER = [({"max_attempts": 11}, "11"), ({"backoff_s": 4000}, "4000"), ({"max_backoff_s": 1e6}, "1e")]
 
