@@ -8,19 +8,24 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from batchmill.producer.protocol import keys
-
 from .options import BrokerUrlOption, JsonOption
 from .registered_names import NameRegistry, list_names, register, remove_name, stored_version
 
 if TYPE_CHECKING:
     from batchmill.producer.store.adapters import RegisteredAdapter
 
+
+def _find_key() -> str:
+    from batchmill.producer.protocol import keys
+
+    return keys.ADAPTERS
+
+
 _group = typer.Typer(help="LoRA adapters that jobs may name.", no_args_is_help=True)
 _KIND = NameRegistry(
     "lora",
     "adapter",
-    keys.ADAPTERS,
+    _find_key,
     "BATCHMILL_LORA_FOLDER",
     ("rank", lambda adapter: adapter.rank),
 )

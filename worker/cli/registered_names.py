@@ -27,11 +27,16 @@ class NameRegistry:
     command: str
     #: In sentences: `adapter`.
     noun: str
-    #: Key of the names in Redis.
-    key: str
+    #: Returns the key of the names in Redis. A function, because the help imports no client.
+    find_key: Callable[[], str]
     folder_variable: str
     #: Title and value of the column that only this kind has.
     column: tuple[str, Callable[[RegisteredAdapter], int]]
+
+    @property
+    def key(self) -> str:
+        """Key of the names in Redis."""
+        return self.find_key()
 
 
 @contextmanager

@@ -8,19 +8,24 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from batchmill.producer.protocol import keys
-
 from .options import BrokerUrlOption, JsonOption, parse_json_option
 from .registered_names import NameRegistry, list_names, register, remove_name, stored_version
 
 if TYPE_CHECKING:
     from batchmill.producer.store.adapters import RegisteredAdapter
 
+
+def _find_key() -> str:
+    from batchmill.producer.protocol import keys
+
+    return keys.STEERING_VECTORS
+
+
 _group = typer.Typer(help="Steering vectors that jobs may name.", no_args_is_help=True)
 _KIND = NameRegistry(
     "steering",
     "vector",
-    keys.STEERING_VECTORS,
+    _find_key,
     "BATCHMILL_STEERING_FOLDER",
     ("layers", lambda vector: vector.num_layers),
 )

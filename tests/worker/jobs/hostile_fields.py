@@ -28,7 +28,7 @@ REFUSED_FIELDS: dict[str, tuple[dict[str, Any], str | None]] = {
     "negative token ids": ({"prompt": [1, -1]}, "prompt"),
     "token ids beyond 32 bits": ({"prompt": [2**32]}, "prompt"),
     "a boolean for a token id": ({"prompt": [True]}, "prompt"),
-    "max_tokens 0 without scores": ({"max_tokens": 0}, None),
+    "max_tokens 0 without scores": ({"max_tokens": 0}, "max_tokens"),
     "max_tokens -1": ({"max_tokens": -1}, "max_tokens"),
     "max_tokens 16.5, a fraction": ({"max_tokens": 16.5}, "max_tokens"),
     "max_tokens of 400 digits": ({"max_tokens": 10**400}, "max_tokens"),
