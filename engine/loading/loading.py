@@ -18,7 +18,7 @@ from batchmill.engine.encoders.config import encoder_family
 from batchmill.engine.encoders.loading import load_encoder
 from batchmill.engine.errors import ModelLoadError, UnsupportedModelError
 from batchmill.engine.media.families import MediaFamily, media_family
-from batchmill.engine.media.model import MediaModel
+from batchmill.engine.media.model import MediaModel, MediaSource
 from batchmill.engine.memory.device_memory import (
     check_weights_fit,
     dtype_name,
@@ -188,7 +188,8 @@ def _load_media(
 ) -> MediaModel:
     token_id = getattr(hf_config, family.placeholder_field)
     (placeholder,) = tokenizer.convert_ids_to_tokens([token_id])
-    return family.load(folder, hf_config, placeholder, options.dtype, options.device)
+    source = MediaSource(folder, hf_config, placeholder, options.dtype, options.device)
+    return family.load(source)
 
 
 def _load_encoder(

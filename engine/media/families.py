@@ -5,13 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from importlib import import_module
-from pathlib import Path
 from typing import Any
 
-import torch
-from transformers import PreTrainedConfig
-
-from .model import MediaModel
+from .model import MediaModel, MediaSource
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,28 +25,14 @@ class MediaFamily:
     rope: Mapping[str, Any] = field(default_factory=dict)
     rope_defaults: Mapping[str, Any] = field(default_factory=dict)
 
-    def load(
-        self,
-        folder: Path,
-        hf_config: PreTrainedConfig,
-        placeholder: str,
-        dtype: torch.dtype,
-        device: torch.device,
-    ) -> MediaModel:
+    def load(self, source: MediaSource) -> MediaModel:
         """Load the tower, and the settings of its processor.
-
-        Args:
-            folder: The model's files.
-            hf_config: Its configuration.
-            placeholder: Text of the token that stands for a row of features.
-            dtype: Of its weights.
-            device: Of its weights.
 
         Raises:
             ModelLoadError: weights or settings cannot be read.
         """
         media_class = getattr(import_module(self.module, __package__), self.class_name)
-        model: MediaModel = media_class(folder, hf_config, placeholder, dtype, device)
+        model: MediaModel = media_class(source)
         return model
 
     def decoder_values(self, values: Mapping[str, Any]) -> dict[str, Any]:

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
 from transformers import (
     Idefics3ForConditionalGeneration,
-    PreTrainedConfig,
     SmolVLMForConditionalGeneration,
 )
 
@@ -20,8 +17,7 @@ from batchmill.engine.request.media import MediaItem
 from batchmill.engine.step.feature_rows import Features
 
 from .images import as_arrays, load_image_processor
-from .model import MediaModel
-from .tower import load_tower
+from .model import MediaModel, MediaSource
 
 #: Longest side to which these processors ever scale a picture, pixels.
 _MAX_SIDE = 4096
@@ -36,33 +32,21 @@ class Idefics3Media(MediaModel):
 
     kind: ClassVar[str] = Image.kind
 
-    def __init__(
-        self,
-        folder: Path,
-        hf_config: PreTrainedConfig,
-        placeholder: str,
-        dtype: torch.dtype,
-        device: torch.device,
-    ) -> None:
+    def __init__(self, source: MediaSource) -> None:
         """Load it.
 
         Raises:
             ModelLoadError: weights or settings cannot be read.
         """
-        config: Any = hf_config
+        config: Any = source.config
         is_smol = config.model_type == "smolvlm"
         model_class = (
             SmolVLMForConditionalGeneration if is_smol else Idefics3ForConditionalGeneration
         )
-        self.placeholder = placeholder
-        self._processor = load_image_processor(folder)
-        self.settings = json.dumps(self._processor.to_dict(), sort_keys=True, default=str)
-        self._tower = load_tower(model_class, folder, hf_config, dtype, device)
+        super().__init__(source, load_image_processor(source.folder), model_class)
         self._tile = int(self._processor.max_image_size["longest_edge"])
         num_patches = (self._tile // config.vision_config.patch_size) ** 2
         self._features_per_tile = num_patches // config.scale_factor**2
-        self.hidden_size = config.text_config.hidden_size
-        self.dtype, self.device = dtype, device
 
     def item_of(self, medium: Media) -> MediaItem:
         """See `MediaModel`; the grid is rows and columns of tiles, 0 and 0 for one tile alone."""

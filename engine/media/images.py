@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 from transformers import AutoImageProcessor
 
 from batchmill.engine.contract.media import Image, Media
-from batchmill.engine.errors import ModelLoadError
+
+from .processors import load_processor
 
 
 def load_image_processor(folder: Path) -> Any:
@@ -20,17 +21,13 @@ def load_image_processor(folder: Path) -> Any:
     Raises:
         ModelLoadError: they are missing or broken, or Pillow is not installed.
     """
-    auto: Any = AutoImageProcessor
-    try:
-        return auto.from_pretrained(
-            folder, backend="pil", local_files_only=True, trust_remote_code=False
-        )
-    except Exception as error:  # each class raises what it likes
-        raise ModelLoadError(
-            f"transformers cannot read an image processor from {folder} "
-            f"({type(error).__name__}: {' '.join(str(error).split())[:200]}): it must hold "
-            "preprocessor_config.json, and batchmill[media] must be installed"
-        ) from error
+    return load_processor(
+        AutoImageProcessor,
+        folder,
+        "an image processor",
+        "preprocessor_config.json, and batchmill[media] must be installed",
+        backend="pil",
+    )
 
 
 def as_arrays(media: Iterable[Media]) -> list[NDArray[np.uint8]]:

@@ -2,17 +2,42 @@
 
 from __future__ import annotations
 
+import json
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import ClassVar
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from batchmill.engine.contract.media import Media
 from batchmill.engine.request.media import MediaItem, item_digest
 from batchmill.engine.step.feature_rows import Features
+
+from .tower import load_tower
+
+
+@dataclass(frozen=True, slots=True)
+class MediaSource:
+    """What the part of a model for pictures or sounds is loaded from.
+
+    Attributes:
+        folder: The model's files.
+        config: Its configuration.
+        placeholder: Text of the token that stands for a row of features.
+        dtype: Of its weights, and of the features.
+        device: Of its weights.
+    """
+
+    folder: Path
+    config: PreTrainedConfig
+    placeholder: str
+    dtype: torch.dtype
+    device: torch.device
 
 
 class MediaModel(ABC):
@@ -30,12 +55,30 @@ class MediaModel(ABC):
     """
 
     kind: ClassVar[str]
-    settings: str
-    placeholder: str
-    hidden_size: int
     num_deepstack: int = 0
-    dtype: torch.dtype
-    device: torch.device
+
+    def __init__(
+        self, source: MediaSource, processor: Any, tower_class: type[PreTrainedModel]
+    ) -> None:
+        """Load the tower.
+
+        Args:
+            source: The model.
+            processor: What makes inputs of the tower from pictures or sounds.
+            tower_class: Transformers' class of the whole model.
+
+        Raises:
+            ModelLoadError: the weights cannot be read.
+        """
+        config: Any = source.config
+        self.placeholder = source.placeholder
+        self.hidden_size: int = config.text_config.hidden_size
+        self.dtype, self.device = source.dtype, source.device
+        self.settings = json.dumps(processor.to_dict(), sort_keys=True, default=str)
+        self._processor = processor
+        self._tower = load_tower(
+            tower_class, source.folder, source.config, source.dtype, source.device
+        )
 
     @abstractmethod
     def item_of(self, medium: Media) -> MediaItem:

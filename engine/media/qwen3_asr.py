@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
-from transformers import PreTrainedConfig, Qwen3ASRForConditionalGeneration
+from transformers import Qwen3ASRForConditionalGeneration
 
 from batchmill.engine.contract.media import Audio, Media
 from batchmill.engine.request.media import MediaItem
 from batchmill.engine.step.feature_rows import Features
 
-from .model import MediaModel
+from .model import MediaModel, MediaSource
 from .sounds import at_rate, load_feature_extractor, samples_of
-from .tower import load_tower
 
 
 class Qwen3AsrMedia(MediaModel):
@@ -29,34 +26,24 @@ class Qwen3AsrMedia(MediaModel):
 
     kind: ClassVar[str] = Audio.kind
 
-    def __init__(
-        self,
-        folder: Path,
-        hf_config: PreTrainedConfig,
-        placeholder: str,
-        dtype: torch.dtype,
-        device: torch.device,
-    ) -> None:
+    def __init__(self, source: MediaSource) -> None:
         """Load it.
 
         Raises:
             ModelLoadError: weights or settings cannot be read.
         """
-        config: Any = hf_config
-        self.placeholder = placeholder
-        self._extractor = load_feature_extractor(folder)
-        self.settings = json.dumps(self._extractor.to_dict(), sort_keys=True, default=str)
-        self._tower = load_tower(Qwen3ASRForConditionalGeneration, folder, hf_config, dtype, device)
+        config: Any = source.config
+        super().__init__(
+            source, load_feature_extractor(source.folder), Qwen3ASRForConditionalGeneration
+        )
         self._window = config.audio_config.n_window
-        self.hidden_size = config.text_config.hidden_size
-        self.dtype, self.device = dtype, device
 
     def item_of(self, medium: Media) -> MediaItem:
         """See `MediaModel`; the grid is the number of frames."""
         assert isinstance(medium, Audio)
-        audio = at_rate(medium, self._extractor.sampling_rate)
-        num_samples = max(len(audio.samples) // 4, self._extractor.min_length)
-        num_frames = max(num_samples // self._extractor.hop_length, 1)
+        audio = at_rate(medium, self._processor.sampling_rate)
+        num_samples = max(len(audio.samples) // 4, self._processor.min_length)
+        num_frames = max(num_samples // self._processor.hop_length, 1)
         chunk = 2 * self._window
         whole_chunks, rest = divmod(num_frames, chunk)
         num_features = whole_chunks * _after_convolutions(chunk) + _after_convolutions(rest)
@@ -77,9 +64,9 @@ class Qwen3AsrMedia(MediaModel):
 
     def _spectrum(self, item: MediaItem) -> tuple[Tensor, Tensor]:
         """Return an item's spectrum, [num_bins, num_frames] float32, and which frames count."""
-        found = self._extractor(
+        found = self._processor(
             samples_of(item.medium),
-            sampling_rate=self._extractor.sampling_rate,
+            sampling_rate=self._processor.sampling_rate,
             padding=True,
             return_attention_mask=True,
             n_window=self._window,

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from transformers import (
-    PreTrainedConfig,
     Qwen2_5_VLForConditionalGeneration,
     Qwen2VLForConditionalGeneration,
     Qwen3VLForConditionalGeneration,
@@ -24,8 +21,7 @@ from batchmill.engine.request.media import MediaItem
 from batchmill.engine.step.feature_rows import Features
 
 from .images import as_arrays, load_image_processor
-from .model import MediaModel
-from .tower import load_tower
+from .model import MediaModel, MediaSource
 
 _CLASSES: dict[str, Any] = {
     "qwen2_vl": Qwen2VLForConditionalGeneration,
@@ -43,34 +39,22 @@ class QwenVLMedia(MediaModel):
 
     kind: ClassVar[str] = Image.kind
 
-    def __init__(
-        self,
-        folder: Path,
-        hf_config: PreTrainedConfig,
-        placeholder: str,
-        dtype: torch.dtype,
-        device: torch.device,
-    ) -> None:
+    def __init__(self, source: MediaSource) -> None:
         """Load it.
 
         Raises:
             ModelLoadError: weights or settings cannot be read.
             UnsupportedModelError: the decoder has fewer layers than the tower has features for.
         """
-        config: Any = hf_config
-        self.placeholder = placeholder
-        self._processor = load_image_processor(folder)
-        self.settings = json.dumps(self._processor.to_dict(), sort_keys=True, default=str)
-        self._tower = load_tower(_CLASSES[config.model_type], folder, hf_config, dtype, device)
+        config: Any = source.config
+        super().__init__(source, load_image_processor(source.folder), _CLASSES[config.model_type])
         self._merge = int(config.vision_config.spatial_merge_size)
-        self.hidden_size = config.text_config.hidden_size
         self.num_deepstack = len(getattr(config.vision_config, "deepstack_visual_indexes", ()))
         if self.num_deepstack >= config.text_config.num_hidden_layers:
             raise UnsupportedModelError(
                 f"its tower has features for {self.num_deepstack} layers of its decoder, which has "
                 f"{config.text_config.num_hidden_layers}: there must be more"
             )
-        self.dtype, self.device = dtype, device
 
     def item_of(self, medium: Media) -> MediaItem:
         """See `MediaModel`; the grid is rows and columns of features."""

@@ -10,7 +10,9 @@ from numpy.typing import NDArray
 from transformers import AutoFeatureExtractor
 
 from batchmill.engine.contract.media import Audio, Media
-from batchmill.engine.errors import ModelLoadError, RequestError
+from batchmill.engine.errors import RequestError
+
+from .processors import load_processor
 
 
 def load_feature_extractor(folder: Path) -> Any:
@@ -19,15 +21,12 @@ def load_feature_extractor(folder: Path) -> Any:
     Raises:
         ModelLoadError: they are missing or broken.
     """
-    auto: Any = AutoFeatureExtractor
-    try:
-        return auto.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-    except Exception as error:  # each class raises what it likes
-        raise ModelLoadError(
-            f"transformers cannot read a feature extractor from {folder} "
-            f"({type(error).__name__}: {' '.join(str(error).split())[:200]}): it must hold "
-            "preprocessor_config.json or processor_config.json"
-        ) from error
+    return load_processor(
+        AutoFeatureExtractor,
+        folder,
+        "a feature extractor",
+        "preprocessor_config.json or processor_config.json",
+    )
 
 
 def at_rate(audio: Audio, sample_rate_hz: int) -> Audio:

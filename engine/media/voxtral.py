@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
-from transformers import PreTrainedConfig, VoxtralForConditionalGeneration
+from transformers import VoxtralForConditionalGeneration
 
 from batchmill.engine.contract.media import Audio, Media
 from batchmill.engine.request.media import MediaItem
 from batchmill.engine.step.feature_rows import Features
 
-from .model import MediaModel
+from .model import MediaModel, MediaSource
 from .sounds import at_rate, load_feature_extractor, samples_of
-from .tower import load_tower
 
 
 class VoxtralMedia(MediaModel):
@@ -28,37 +25,27 @@ class VoxtralMedia(MediaModel):
 
     kind: ClassVar[str] = Audio.kind
 
-    def __init__(
-        self,
-        folder: Path,
-        hf_config: PreTrainedConfig,
-        placeholder: str,
-        dtype: torch.dtype,
-        device: torch.device,
-    ) -> None:
+    def __init__(self, source: MediaSource) -> None:
         """Load it.
 
         Raises:
             ModelLoadError: weights or settings cannot be read.
         """
-        config: Any = hf_config
-        self.placeholder = placeholder
-        self._extractor = load_feature_extractor(folder)
-        self.settings = json.dumps(self._extractor.to_dict(), sort_keys=True, default=str)
-        self._tower = load_tower(VoxtralForConditionalGeneration, folder, hf_config, dtype, device)
+        config: Any = source.config
+        super().__init__(
+            source, load_feature_extractor(source.folder), VoxtralForConditionalGeneration
+        )
         encoder = config.audio_config
         # Its first two convolutions halve the frames, and neighbours are joined to one row.
         self._frames_per_stretch = 2 * encoder.max_source_positions
         num_values = encoder.max_source_positions * encoder.hidden_size
         self._features_per_stretch = num_values // encoder.intermediate_size
-        self._samples_per_stretch = self._frames_per_stretch * self._extractor.hop_length
-        self.hidden_size = config.text_config.hidden_size
-        self.dtype, self.device = dtype, device
+        self._samples_per_stretch = self._frames_per_stretch * self._processor.hop_length
 
     def item_of(self, medium: Media) -> MediaItem:
         """See `MediaModel`; the grid is the number of stretches."""
         assert isinstance(medium, Audio)
-        audio = at_rate(medium, self._extractor.sampling_rate)
+        audio = at_rate(medium, self._processor.sampling_rate)
         num_stretches = -(-len(audio.samples) // 4 // self._samples_per_stretch)
         num_features = num_stretches * self._features_per_stretch
         return MediaItem(audio, self._digest(medium), num_features, (num_stretches,))
@@ -73,9 +60,9 @@ class VoxtralMedia(MediaModel):
 
     def _stretches(self, item: MediaItem) -> torch.Tensor:
         """Return the spectrum of an item, [num_stretches, num_bins, num_frames] float32."""
-        found = self._extractor(
+        found = self._processor(
             samples_of(item.medium),
-            sampling_rate=self._extractor.sampling_rate,
+            sampling_rate=self._processor.sampling_rate,
             padding=True,
             truncation=False,
             pad_to_multiple_of=self._samples_per_stretch,
