@@ -198,7 +198,7 @@ class EngineConfig:
     #: Largest rank of an adapter. Raising it lets larger ones be used, which slow their steps down.
     max_lora_rank: int = _integer(64, least=1)
     #: Most memory of the features of pictures and sounds that are kept for later requests, bytes.
-    #: Raising it computes fewer of them twice.
+    #: Raise it if many are computed more than once.
     media_cache_bytes: int = _integer(256 * 1024**2, least=0)
     #: Folder of steering vectors, each under its digest, as `batchmill steering add` writes them.
     #: None refuses requests with one.

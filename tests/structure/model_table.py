@@ -135,8 +135,8 @@ scores](embeddings.md) has the rest.
 ## Pictures and sounds
 
 These models take pictures or sounds in [chats](media.md#models). transformers computes the features
-of a picture or sound, the native decoder the rest, with every setting of a native model but one:
-the tower stays in the dtype if weights are quantized. Their text alone is computed as well.
+of a picture or sound, and the native decoder the rest, with every setting of a native model. If
+weights are quantized, those of the tower keep their dtype. Chats without pictures work as well.
 
 | architecture | takes | decoder |
 |---|---|---|
