@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import queue
 import threading
 from collections.abc import Callable
 from dataclasses import replace
@@ -18,6 +16,7 @@ from batchmill.worker.media.errors import MediaError
 from batchmill.worker.media.reader import MediaOwner, MediaReader
 
 from .active_job import ActiveJob
+from .lazy_threads import LazyThreads
 
 _log = structlog.stdlib.get_logger("batchmill.media_threads")
 #: Jobs whose media are prepared at once. The gate closes when so many wait.
@@ -38,10 +37,9 @@ class MediaThreads:
         self._store = store
         self._reader = reader
         self._lease_ms = int(lease_s * 1000)
-        self._queue: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self._lock = threading.Lock()
         self._jobs: set[ActiveJob] = set()
-        self._has_started = False
+        self._threads = LazyThreads("media", NUM_THREADS, failure="media_failed")
 
     @property
     def is_full(self) -> bool:
@@ -52,7 +50,7 @@ class MediaThreads:
         """Put a job's media into its request, and pass it on."""
         with self._lock:
             self._jobs.add(job)
-        self._put(lambda: self._prepare(job, document, take))
+        self._threads.put(lambda: self._prepare(job, document, take))
 
     def renew(self) -> None:
         """Extend the leases of the jobs whose media are prepared. Call it often enough.
@@ -88,19 +86,3 @@ class MediaThreads:
             with self._lock:  # first: `take` may ask for room
                 self._jobs.discard(job)
         take(job, problem)
-
-    def _put(self, action: Callable[[], None]) -> None:
-        with self._lock:
-            if not self._has_started:
-                self._has_started = True
-                for number in range(NUM_THREADS):
-                    name = f"media-{number}"
-                    threading.Thread(target=self._run, name=name, daemon=True).start()
-        self._queue.put(action)
-
-    def _run(self) -> None:
-        while True:
-            action = self._queue.get()
-            # The job's lease runs out, and another attempt follows.
-            with contextlib.suppress(Exception):
-                action()

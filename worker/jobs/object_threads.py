@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import queue
 import threading
 from collections.abc import Callable
 
@@ -15,6 +14,7 @@ from batchmill.worker.metrics.worker_meter import JobMeter
 
 from .active_job import ActiveJob
 from .job_end import JobEnd, unstored_end, with_object
+from .lazy_threads import LazyThreads
 
 _log = structlog.stdlib.get_logger("batchmill.object_threads")
 #: Jobs of a worker whose objects are read or written at once. The gate closes when so many
@@ -48,9 +48,8 @@ class ObjectThreads:
         self._on_room = on_room
         self._reading: list[ActiveJob] = []
         self._writing: list[ActiveJob] = []
-        self._queue: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self._lock = threading.Lock()
-        self._has_started = False
+        self._threads = LazyThreads("objects", NUM_THREADS, failure="object_failed")
 
     @property
     def is_full(self) -> bool:
@@ -76,7 +75,7 @@ class ObjectThreads:
 
         with self._lock:
             self._reading.append(job)
-        self._put(read)
+        self._threads.put(read)
 
     def write_result(
         self, job: ActiveJob, end: JobEnd, take: Callable[[ActiveJob, JobEnd], None]
@@ -103,7 +102,7 @@ class ObjectThreads:
 
         with self._lock:
             self._writing.append(job)
-        self._put(write)
+        self._threads.put(write)
 
     def _read(self, job: ActiveJob) -> bytes | BatchmillError:
         place = Place(job.claim.job_id, "doc")
@@ -130,21 +129,3 @@ class ObjectThreads:
             return end
         self._meter.note_objects("write", num_done=1, num_bytes=len(end.result or ""))
         return with_object(end, reference)
-
-    def _put(self, action: Callable[[], None]) -> None:
-        with self._lock:
-            if not self._has_started:
-                self._has_started = True
-                for number in range(NUM_THREADS):
-                    name = f"objects-{number}"
-                    threading.Thread(target=self._run, name=name, daemon=True).start()
-        self._queue.put(action)
-
-    def _run(self) -> None:
-        while True:
-            action = self._queue.get()
-            try:
-                action()
-            except Exception:
-                # The job's lease runs out, and another attempt follows.
-                _log.exception("object_failed")
