@@ -253,7 +253,13 @@ def test_a_worker_that_is_killed_leaves_the_same_text_and_fetches_nothing_again(
         assert url not in each.log
 
 
-def test_a_worker_that_ends_gives_back_the_job_whose_picture_it_waits_for(
+def lease_of(mill: Mill, job_id: str) -> float:
+    """Return when a job's lease ends, milliseconds of unix time."""
+    ends_at_ms: Any = mill.store.client.zscore(keys.LEASES, job_id)
+    return float(ends_at_ms or 0)
+
+
+def test_a_worker_keeps_the_job_whose_picture_it_waits_for_and_gives_it_back_at_its_end(
     private_mill: Mill, changing_server: PictureServer
 ) -> None:
     mill, server = private_mill, changing_server
@@ -263,6 +269,8 @@ def test_a_worker_that_ends_gives_back_the_job_whose_picture_it_waits_for(
         part = {"type": "image_url", "image_url": {"url": server.url}}
         job = client.submit(messages=ask(part), max_tokens=2)
     mill.wait_for(lambda: server.requests, "the request")
+    until_ms = lease_of(mill, job.id)
+    mill.wait_for(lambda: lease_of(mill, job.id) > until_ms, "a renewal of the lease")
     engine_pid = mill.engine_pid(worker)
     worker.send(signal.SIGTERM)
     mill.wait_for(lambda: not Path(f"/proc/{engine_pid}").exists(), "the end of the engine")

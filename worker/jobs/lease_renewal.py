@@ -26,7 +26,7 @@ class LeaseRenewal:
         *,
         lease_s: float,
         is_engine_stuck: Callable[[], bool],
-        jobs_at_store: Callable[[], Sequence[ActiveJob]] = tuple,
+        waiting_jobs: Callable[[], Sequence[ActiveJob]] = tuple,
     ) -> None:
         """Bind to the jobs and their store.
 
@@ -35,20 +35,21 @@ class LeaseRenewal:
             jobs: the active jobs.
             lease_s: length of a lease, seconds.
             is_engine_stuck: whether the engine is about to be killed.
-            jobs_at_store: returns jobs whose documents or results wait for the object store.
+            waiting_jobs: returns jobs that are not active, but wait for the object store or for
+                their media.
         """
         self._store = store
         self._jobs = jobs
         self._lease_s = lease_s
         self._is_engine_stuck = is_engine_stuck
-        self._jobs_at_store = jobs_at_store
+        self._waiting_jobs = waiting_jobs
         self._renewed_at = time.monotonic()
 
     def renew_if_due(self) -> list[tuple[ActiveJob, WriteStatus]]:
         """Renew the leases of all active jobs, if it is time and the engine is not stuck.
 
-        Those of jobs at the object store are renewed with them, and are not in the reply: what
-        comes of them later is refused if they are lost.
+        Those of waiting jobs are renewed with them, and are not in the reply: what comes of them
+        later is refused if they are lost.
 
         Raises:
             redis.exceptions.RedisError: Redis did not reply, or refused; call again.
@@ -58,7 +59,7 @@ class LeaseRenewal:
             return []
         is_stuck = self._is_engine_stuck()
         jobs = [] if is_stuck else self._jobs.snapshot()
-        held = [job.held for job in (*jobs, *self._jobs_at_store())]
+        held = [job.held for job in (*jobs, *self._waiting_jobs())]
         if is_stuck and not held:
             return []
         statuses = self._store.renew(held, lease_ms=int(self._lease_s * 1000))

@@ -31,4 +31,4 @@ def media_threads(settings: WorkerSettings, store: JobStore) -> MediaThreads:
         max_memory_percent=settings.max_memory_percent,
         max_job_bytes=settings.media_max_job_bytes,
     )
-    return MediaThreads(store, reader, lease_s=settings.lease_s)
+    return MediaThreads(reader)

@@ -11,7 +11,6 @@ from redis.exceptions import RedisError
 
 from batchmill.producer.errors import BatchmillError, JobRejected
 from batchmill.producer.job.document import GenerationJob
-from batchmill.producer.store.job_store import JobStore
 from batchmill.worker.media.errors import MediaError
 from batchmill.worker.media.reader import MediaOwner, MediaReader
 
@@ -28,15 +27,13 @@ Take = Callable[[ActiveJob, JobRejected | None], None]
 class MediaThreads:
     """A few threads that prepare media. They start with the first job that has any.
 
-    A job is in no table meanwhile: `renew` keeps its lease. If a worker dies, another one prepares
-    its media again, from the same bytes.
+    A job is in no table meanwhile, but its lease is renewed (`jobs`). If a worker dies, another one
+    prepares its media again, from the same bytes.
     """
 
-    def __init__(self, store: JobStore, reader: MediaReader, *, lease_s: float) -> None:
-        """Bind to the store of records, and to what reads media, without starting a thread."""
-        self._store = store
+    def __init__(self, reader: MediaReader) -> None:
+        """Bind to what reads media, without starting a thread."""
         self._reader = reader
-        self._lease_ms = int(lease_s * 1000)
         self._lock = threading.Lock()
         self._jobs: set[ActiveJob] = set()
         self._threads = LazyThreads("media", NUM_THREADS, failure="media_failed")
@@ -52,16 +49,10 @@ class MediaThreads:
             self._jobs.add(job)
         self._threads.put(lambda: self._prepare(job, document, take))
 
-    def renew(self) -> None:
-        """Extend the leases of the jobs whose media are prepared. Call it often enough.
-
-        Raises:
-            redis.exceptions.RedisError: Redis did not reply.
-        """
+    def jobs(self) -> list[ActiveJob]:
+        """Return the jobs whose media are not prepared yet."""
         with self._lock:
-            held = [job.held for job in self._jobs]
-        if held:
-            self._store.renew(held, lease_ms=self._lease_ms)
+            return list(self._jobs)
 
     def _prepare(self, job: ActiveJob, document: GenerationJob, take: Take) -> None:
         claim = job.claim

@@ -67,7 +67,7 @@ class RecordWriter:
         settle: Callable[[ActiveJob, Outcome], None],
         on_fatal: Callable[[str], None],
         note_lag: Callable[[float], None] = lambda lag_s: None,
-        jobs_at_store: Callable[[], Sequence[ActiveJob]] = tuple,
+        waiting_jobs: Callable[[], Sequence[ActiveJob]] = tuple,
     ) -> None:
         """Bind to the parts around it.
 
@@ -81,7 +81,8 @@ class RecordWriter:
             settle: takes each job once, after its last write.
             on_fatal: called if the thread fails, because then no job would ever end.
             note_lag: takes the age of the oldest token of each checkpoint, seconds.
-            jobs_at_store: returns jobs whose documents or results wait for the object store.
+            waiting_jobs: returns jobs that are not active, but wait for the object store or for
+                their media.
         """
         self._store = store
         self._jobs = jobs
@@ -104,7 +105,7 @@ class RecordWriter:
             jobs,
             lease_s=config.lease_s,
             is_engine_stuck=is_engine_stuck,
-            jobs_at_store=jobs_at_store,
+            waiting_jobs=waiting_jobs,
         )
         self._messages: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._ends = EndWriter(store, settle)

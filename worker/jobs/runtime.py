@@ -130,8 +130,8 @@ class WorkerRuntime:
         self._saved = SavedOutput(self.link.send)
         self.reporter = OutcomeReporter(settings.finisher_threads)
         self._objects = ObjectThreads(store, self.metrics.jobs, on_room=on_room)
-        self.writer = self._make_writer()
         self._media = media_threads(settings, store)
+        self.writer = self._make_writer()
         self._prefixes = HeldPrefixes(
             is_on=settings.prefix_claims and settings.engine_config.enable_prefix_caching
         )
@@ -372,7 +372,7 @@ class WorkerRuntime:
             settle=self._settle,
             on_fatal=self._on_fatal,
             note_lag=self.metrics.jobs.checkpoint_lag.observe,
-            jobs_at_store=self._objects.jobs_at_store,
+            waiting_jobs=lambda: [*self._objects.jobs_at_store(), *self._media.jobs()],
         )
 
     def _make_claimer(self, traces: JobTraces) -> JobClaimer:
@@ -444,7 +444,6 @@ class WorkerRuntime:
         return [
             *(PeriodicThread("payloads", each, sweep_s, jitter=_SWEEP_JITTER) for each in sweeps),
             self._heartbeat_thread,
-            PeriodicThread("media-leases", self._media.renew, self._settings.lease_s / 3),
             PeriodicThread("tasks", self._move_tasks, _TASKS_PAUSE_S),
             PeriodicThread("inbox", self._inbox.move_documents, PAUSE_S),
             PeriodicThread("high-intake", self.high.look, LOOK_INTERVAL_S, jitter=_SWEEP_JITTER),

@@ -88,7 +88,7 @@ def test_leases_live_while_results_wait(
         ActiveJobs(lambda message: None),
         lease_s=60.0,
         is_engine_stuck=is_stuck(engine_is_stuck),
-        jobs_at_store=threads.jobs_at_store,
+        waiting_jobs=threads.jobs_at_store,
     )
     renewal._renewed_at = 0.0
     assert renewal.renew_if_due() == []
