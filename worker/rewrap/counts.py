@@ -7,6 +7,9 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
 
+from batchmill.producer.errors import BatchmillError
+from batchmill.producer.protocol.content import UnreadableContent
+
 #: Stands for a key in counts: the value is not sealed.
 PLAIN = "-"
 
@@ -38,6 +41,10 @@ class SealCounts:
     num_changed: int = 0
     #: Values that could not be opened or written, by the code of the error.
     failed: Counter[str] = field(default_factory=Counter)
+
+    def note_unreadable(self, error: UnreadableContent) -> None:
+        """Count a value that could not be opened or written."""
+        self.failed[error.code if isinstance(error, BatchmillError) else "unreadable"] += 1
 
     def key_ids(self) -> list[str]:
         """Return the keys that were found, sorted; plain values last."""

@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from typing import Any, Final
 
 from batchmill.producer.encryption.key_ring import KeyRing
-from batchmill.producer.errors import BatchmillError
 from batchmill.producer.protocol import keys
 from batchmill.producer.protocol.content import UnreadableContent
 from batchmill.producer.store.job_store import JobStore
@@ -36,13 +35,8 @@ class GatewayFiles:
     def entries(self, store: JobStore) -> Iterator[str]:
         """Yield the tenants and ids of all files that a broker knows, with a slash between them."""
         client: Any = store.client
-        cursor = 0
-        while True:
-            cursor, entries = client.zscan(keys.FILES_EXPIRING, cursor, count=_PAGE)
-            for entry, _ in entries:
-                yield entry.decode(errors="replace")
-            if not cursor:
-                return
+        for entry, _ in client.zscan_iter(keys.FILES_EXPIRING, count=_PAGE):
+            yield entry.decode(errors="replace")
 
     def count(self, entry: str, counts: SealCounts) -> str | None:
         """Count a file, and return its key; None if the file is missing."""
@@ -68,8 +62,7 @@ class GatewayFiles:
             counts.num_changed += 1  # deleted, or rewritten by another run
             return
         except UnreadableContent as error:
-            code = error.code if isinstance(error, BatchmillError) else "unreadable"
-            counts.failed[code] += 1
+            counts.note_unreadable(error)
             return
         expires_at: Any = store.client.zscore(keys.FILES_EXPIRING, entry)
         if expires_at is None or expires_at <= time.time():

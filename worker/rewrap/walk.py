@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any, Final
 
-from batchmill.producer.errors import BatchmillError
 from batchmill.producer.protocol import keys
 from batchmill.producer.protocol.calls import rewrap as calls
 from batchmill.producer.protocol.calls.rewrap import RecordKind
@@ -85,15 +85,9 @@ class Walk:
     def _pages(self) -> Iterator[tuple[RecordKind, Sequence[bytes]]]:
         """Yield the ids of records of one kind, some at a time: media before their jobs."""
         client: Any = self._store.client
-        cursor = 0
-        while True:
-            cursor, entries = client.zscan(keys.MEDIA_DUE, cursor, count=_PAGE)
+        for entries in _scan_pages(partial(client.zscan, keys.MEDIA_DUE, count=_PAGE)):
             yield RecordKind.MEDIA, [name for name, _ in entries]
-            if not cursor:
-                break
-        cursor = 0
-        while True:
-            cursor, names = client.scan(cursor, match=f"{keys.PREFIX}[jdef]*", count=_PAGE)
+        for names in _scan_pages(partial(client.scan, match=f"{keys.PREFIX}[jdef]*", count=_PAGE)):
             found: dict[RecordKind, list[bytes]] = {}
             for name in names:
                 if match := _KEY.fullmatch(name):
@@ -101,14 +95,8 @@ class Walk:
             yield from found.items()
             self._counts.num_keys_seen += len(names)
             self._note_page()
-            if not cursor:
-                break
-        cursor = 0
-        while True:
-            cursor, fields = client.hscan(keys.RECEIVER_SECRETS, cursor, count=_PAGE)
+        for fields in _scan_pages(partial(client.hscan, keys.RECEIVER_SECRETS, count=_PAGE)):
             yield RecordKind.RECEIVER, list(fields)
-            if not cursor:
-                break
         self._note_page()
 
     def _look(self, kind: RecordKind, ids: Sequence[bytes]) -> list[tuple[str, set[str]]]:
@@ -140,8 +128,7 @@ class Walk:
         try:
             num_done, num_changed = self._rewrap.rewrap(kind, record_id, names)
         except UnreadableContent as error:
-            code = error.code if isinstance(error, BatchmillError) else "unreadable"
-            self._counts.failed[code] += 1
+            self._counts.note_unreadable(error)
             return
         self._counts.num_rewrapped += num_done
         self._counts.num_changed += num_changed
@@ -177,6 +164,16 @@ def rewrap_everything(
             files.rewrap(store, entry, counts)
             note_page()
     return True
+
+
+def _scan_pages(scan: Callable[..., tuple[int, Any]]) -> Iterator[Any]:
+    """Yield the pages of a scan of Redis, to its end. The iterators of redis-py join them."""
+    cursor = 0
+    while True:
+        cursor, page = scan(cursor=cursor)
+        yield page
+        if not cursor:
+            return
 
 
 def _part(kind: RecordKind, name: str) -> Part:
