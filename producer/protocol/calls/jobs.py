@@ -24,24 +24,19 @@ from batchmill.producer.protocol.content import (
 )
 from batchmill.producer.protocol.media import MediaNames
 from batchmill.producer.protocol.opening import open_tokens
-from batchmill.producer.protocol.pauses import read_pause
 from batchmill.producer.protocol.payloads import is_reference
 from batchmill.producer.protocol.replies import (
     CancelAnswer,
-    CancelStatus,
     Claim,
     ClaimRefusal,
     CompleteStatus,
     ForgetReply,
-    ForgetStatus,
     HeldJob,
     JobState,
-    ReachedLimit,
     ReleaseCause,
     ReleaseStatus,
     RepairCounts,
     RetryReply,
-    RetryStatus,
     SubmitReply,
     SubmitStatus,
     SweepCounts,
@@ -52,6 +47,14 @@ from batchmill.producer.protocol.token_bytes import decode_tokens, encode_tokens
 from batchmill.producer.protocol.used_tokens import UsedTokens
 
 from .call import Argument, Call, named
+from .job_replies import (
+    read_cancel,
+    read_forget,
+    read_releases,
+    read_retry,
+    read_submit,
+    read_writes,
+)
 from .new_job import NO_LIMITS, NewJob, QueueLimits
 
 #: Of a result; the text before it has its quotation marks escaped.
@@ -102,7 +105,7 @@ def submit(job: NewJob, *, is_adopted: bool = False) -> Call[SubmitReply]:
         fields |= {"custom_id": place.custom_id or None, "endpoint": place.endpoint or None}
 
     def read(reply: list[bytes]) -> SubmitReply:
-        found = _read_submit(reply)
+        found = read_submit(reply)
         sent = {each.id for each in job.new_media}
         if found.status is SubmitStatus.NO_MEDIA and job.media[found.media_place] in sent:
             # Redis had no room for what came with the job, or it was deleted in between.
@@ -206,22 +209,22 @@ def checkpoint(writes: Sequence[TokenWrite], lease_ms: int) -> Call[list[WriteSt
             ("thoughts", write.thoughts, write.thought_position),
         ):
             args.append(Content(text, Place(write.job_id, f"{kind}:{position}")))
-    return Call("checkpoint", args, _read_writes)
+    return Call("checkpoint", args, read_writes)
 
 
 def renew(held: Sequence[HeldJob], lease_ms: int) -> Call[list[WriteStatus]]:
     """Extend leases, one status for each job in its order."""
-    return Call("renew", (lease_ms, *_fences(held)), _read_writes)
+    return Call("renew", (lease_ms, *_fences(held)), read_writes)
 
 
 def release(held: Sequence[HeldJob], cause: ReleaseCause) -> Call[list[ReleaseStatus]]:
     """Give jobs back, one status for each job in its order."""
-    return Call("release", (cause.value, *_fences(held)), _read_releases)
+    return Call("release", (cause.value, *_fences(held)), read_releases)
 
 
 def hand_over(held: Sequence[HeldJob], taker: str) -> Call[list[ReleaseStatus]]:
     """Give jobs to a session that asked for some, one status for each job in its order."""
-    return Call("hand_over", (taker, *_fences(held)), _read_releases)
+    return Call("hand_over", (taker, *_fences(held)), read_releases)
 
 
 def complete(
@@ -265,7 +268,7 @@ def cancel(job_id: str, *, frees_key: bool = False) -> Call[CancelAnswer]:
     With `frees_key`, a job that this cancels also gives up its idempotency key, in the same moment,
     so that another job may have it.
     """
-    return Call("cancel", (job_id, "1") if frees_key else (job_id,), _read_cancel)
+    return Call("cancel", (job_id, "1") if frees_key else (job_id,), read_cancel)
 
 
 def retry(job_id: str, limits: QueueLimits) -> Call[RetryReply]:
@@ -275,12 +278,12 @@ def retry(job_id: str, limits: QueueLimits) -> Call[RetryReply]:
     for name, value in asdict(limits).items():
         if value is not None:
             args += (name, value)
-    return Call("retry", args, _read_retry)
+    return Call("retry", args, read_retry)
 
 
 def forget(job_id: str) -> Call[ForgetReply]:
     """Remove everything that is stored about a job that has ended."""
-    return Call("forget", (job_id,), _read_forget)
+    return Call("forget", (job_id,), read_forget)
 
 
 def sweep(
@@ -365,53 +368,3 @@ def _read_names(names: Sequence[bytes]) -> tuple[str, ...]:
 
 def _fences(held: Sequence[HeldJob]) -> list[Argument]:
     return [argument for item in held for argument in (item.job_id, item.fence)]
-
-
-def _read_submit(reply: list[bytes]) -> SubmitReply:
-    status = SubmitStatus(reply[0].decode())
-    if status is SubmitStatus.CLOSED:
-        return SubmitReply(status, None, batch_state=reply[1].decode())
-    if status is SubmitStatus.FULL:
-        reached = ReachedLimit(reply[1].decode(), *map(int, reply[2:5]))
-        return SubmitReply(status, None, reached)
-    if status is SubmitStatus.PAUSED:
-        return SubmitReply(status, None, pause=read_pause(b":".join(reply[1:3]), reply[3]))
-    if status is SubmitStatus.TOO_LATE:
-        return SubmitReply(status, None)
-    if status is SubmitStatus.NO_ADAPTER:
-        model, param = (each.decode(errors="replace") for each in reply[2:4])
-        return SubmitReply(status, None, adapter_model=model, adapter_param=param)
-    if status is SubmitStatus.NO_MEDIA:
-        return SubmitReply(status, None, media_place=int(reply[1]))
-    return SubmitReply(status, reply[1].decode())
-
-
-def _read_writes(reply: list[bytes]) -> list[WriteStatus]:
-    return [WriteStatus(item.decode()) for item in reply]
-
-
-def _read_releases(reply: list[bytes]) -> list[ReleaseStatus]:
-    return [ReleaseStatus(item.decode()) for item in reply]
-
-
-def _read_cancel(reply: list[bytes]) -> CancelAnswer:
-    state = JobState(reply[1].decode()) if len(reply) > 1 else None
-    return CancelAnswer(CancelStatus(reply[0].decode()), state)
-
-
-def _read_retry(reply: list[Any]) -> RetryReply:
-    status = RetryStatus(reply[0].decode())
-    if status is RetryStatus.RETRIED:
-        return RetryReply(status, run=reply[1])
-    if status is RetryStatus.ACTIVE:
-        return RetryReply(status, state=JobState(reply[1].decode()))
-    if status is RetryStatus.FULL:
-        _, name, value, limit, needed, queue, tenant = (part.decode() for part in reply)
-        reached = ReachedLimit(name, int(value), int(limit), int(needed))
-        return RetryReply(status, reached=reached, queue=queue, tenant=tenant)
-    return RetryReply(status)
-
-
-def _read_forget(reply: list[bytes]) -> ForgetReply:
-    state = JobState(reply[1].decode()) if len(reply) > 1 else None
-    return ForgetReply(ForgetStatus(reply[0].decode()), state)
