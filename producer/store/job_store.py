@@ -29,15 +29,14 @@ from batchmill.producer.protocol.replies import (
     EndTaken,
     HeldJob,
     JobState,
-    LostSessions,
     ReleaseCause,
     ReleaseStatus,
     SubmitReply,
-    SweepCounts,
     TokenWrite,
     WriteStatus,
 )
 from batchmill.producer.protocol.store_counts import QueueDepth, StoreCounts
+from batchmill.producer.protocol.sweep_counts import LostSessions, SweepCounts
 from batchmill.producer.protocol.used_tokens import UsedTokens
 
 from .letter_labels import NO_LABELS, LetterLabels

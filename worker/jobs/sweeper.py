@@ -6,7 +6,7 @@ import time
 
 import structlog
 
-from batchmill.producer.protocol.replies import SweepCounts
+from batchmill.producer.protocol.sweep_counts import SweepCounts
 from batchmill.producer.store.job_store import JobStore
 from batchmill.worker.settings import WorkerSettings
 

@@ -35,14 +35,13 @@ from batchmill.producer.protocol.replies import (
     JobState,
     ReleaseCause,
     ReleaseStatus,
-    RepairCounts,
     RetryReply,
     SubmitReply,
     SubmitStatus,
-    SweepCounts,
     TokenWrite,
     WriteStatus,
 )
+from batchmill.producer.protocol.sweep_counts import RepairCounts, SweepCounts
 from batchmill.producer.protocol.token_bytes import decode_tokens, encode_tokens
 from batchmill.producer.protocol.used_tokens import UsedTokens
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from batchmill.producer.protocol import keys
 from batchmill.producer.protocol.records import WorkerInfo, write_worker
-from batchmill.producer.protocol.replies import LostSessions
+from batchmill.producer.protocol.sweep_counts import LostSessions
 
 from .call import Argument, Call
 

@@ -17,9 +17,9 @@ from batchmill.producer.protocol.replies import (
     EndTaken,
     HeldJob,
     JobState,
-    LostSessions,
     WriteStatus,
 )
+from batchmill.producer.protocol.sweep_counts import LostSessions
 
 from ...support.session_connections import SessionConnections
 from ...support.worker_info import worker_info

@@ -12,9 +12,9 @@ from batchmill.producer.protocol.replies import (
     HeldJob,
     JobState,
     ReleaseCause,
-    SweepCounts,
     TokenWrite,
 )
+from batchmill.producer.protocol.sweep_counts import SweepCounts
 
 QUEUE = keys.queue_name("demo", "normal")
 NOTHING = SweepCounts(requeued=0, dead=0, cancelled=0, expired=0, reannounced=0)
