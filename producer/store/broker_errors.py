@@ -61,9 +61,7 @@ def _told(url: str, error: redis_errors.RedisError) -> BatchmillError | None:
     if shards:
         broker = f"shard {shards[0]!r}, {broker}"
     found = _error_of(broker, url, error)
-    if isinstance(found, BrokerUnavailable):
-        found.shards = shards
-    return found
+    return found.of_shards(shards) if isinstance(found, BrokerUnavailable) else found
 
 
 def _failed_shards(url: str, error: ShardsFailed) -> BatchmillError | None:
@@ -71,9 +69,8 @@ def _failed_shards(url: str, error: ShardsFailed) -> BatchmillError | None:
     found = [_told(url, each) for each in error.failures.values()]
     if len(found) == 1 or None in found:
         return found[0]
-    told = BrokerUnavailable("; ".join(map(str, found)) + "; the other shards have done it")
-    told.shards = tuple(error.failures)
-    return told
+    told = "; ".join(map(str, found)) + "; the other shards have done it"
+    return BrokerUnavailable(told).of_shards(error.failures)
 
 
 def _error_of(broker: str, url: str, error: redis_errors.RedisError) -> BatchmillError | None:
