@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterable
-from typing import Unpack
+from collections.abc import AsyncIterator, Callable, Iterable
+from functools import reduce
+from typing import TypeVar, Unpack
 
 from batchmill.producer.progress import JobProgress, ProgressSummary, joined_summary
 from batchmill.producer.protocol.calls import jobs as job_calls
+from batchmill.producer.protocol.calls.call import Call
 from batchmill.producer.protocol.replies import (
     CancelAnswer,
     CancelCounts,
@@ -31,12 +33,13 @@ from batchmill.producer.store.job_index import (
 )
 from batchmill.producer.store.job_status import job_status
 from batchmill.producer.store.reply_errors import check_forgotten, check_retried, unknown_job_error
-from batchmill.producer.store.shard_errors import ShardFailures
 from batchmill.producer.store.submission import queue_limits
 from batchmill.producer.watch.async_progress import progress_of, progress_of_many
 
 from .job_groups import MAX_GROUP_JOBS
 from .job_ids import HasId, ids_of
+
+Counts = TypeVar("Counts", CancelCounts, ForgetCounts)
 
 
 class AsyncJobVerbs:
@@ -173,19 +176,12 @@ class AsyncJobVerbs:
             BrokerUnavailable: the broker does not respond, or some shards (`shards`), and the jobs
                 of the others are cancelled; cancelling again does no harm.
         """
-        query: JobQuery | None = JobQuery.to_cancel(**filters)
-        total = CancelCounts()
-        failures = ShardFailures()
+        query = JobQuery.to_cancel(**filters)
         with broker_errors(self._url):
-            for shard in self._shards.list.shards:
-                with failures.of(shard.name):
-                    store, rest = await self._shards.at(shard), query
-                    while rest is not None:
-                        cursor, counts = await store.run(job_index.cancel_where(rest))
-                        total = total.plus(counts)
-                        rest = None if cursor is None else rest.after(cursor)
-            failures.check()
-        return total
+            counts = await self._shards.do_everywhere(
+                lambda store: _run_pages(store, query, job_index.cancel_where, CancelCounts())
+            )
+        return reduce(CancelCounts.plus, counts)
 
     async def retry(self, job_id: str) -> int:
         """Run a job that failed, was cancelled or expired again, under its own id.
@@ -233,19 +229,12 @@ class AsyncJobVerbs:
             InvalidQuery: neither is given, or one is invalid.
             BrokerUnavailable: the broker does not respond; forgetting again does no harm.
         """
-        query: JobQuery | None = JobQuery.narrow(tag, tenant, "forgotten")
-        total = ForgetCounts()
-        failures = ShardFailures()
+        query = JobQuery.narrow(tag, tenant, "forgotten")
         with broker_errors(self._url):
-            for shard in self._shards.list.shards:
-                with failures.of(shard.name):
-                    store, rest = await self._shards.at(shard), query
-                    while rest is not None:
-                        cursor, counts = await store.run(job_index.forget_where(rest))
-                        total = total.plus(counts)
-                        rest = None if cursor is None else rest.after(cursor)
-            failures.check()
-        return total
+            counts = await self._shards.do_everywhere(
+                lambda store: _run_pages(store, query, job_index.forget_where, ForgetCounts())
+            )
+        return reduce(ForgetCounts.plus, counts)
 
 
 async def page_of(store: AsyncStore, query: JobQuery, limit: int) -> JobPage:
@@ -258,3 +247,18 @@ async def page_of(store: AsyncStore, query: JobQuery, limit: int) -> JobPage:
         if len(jobs) == limit or not page.has_more:
             return JobPage(jobs, page.next_cursor, cursors)
         query = query.after(page.next_cursor)
+
+
+async def _run_pages(
+    store: AsyncStore,
+    query: JobQuery,
+    make: Callable[[JobQuery], Call[tuple[str | None, Counts]]],
+    total: Counts,
+) -> Counts:
+    """Run a call on all pages of one broker, and return the sum of its counts."""
+    rest: JobQuery | None = query
+    while rest is not None:
+        cursor, counts = await store.run(make(rest))
+        total = total.plus(counts)
+        rest = None if cursor is None else rest.after(cursor)
+    return total

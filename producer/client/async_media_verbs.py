@@ -7,9 +7,9 @@ from pathlib import Path
 
 from batchmill.producer.settings import ProducerSettings
 from batchmill.producer.store.async_shards import AsyncShards
+from batchmill.producer.store.async_store import AsyncStore
 from batchmill.producer.store.broker_errors import broker_errors
 from batchmill.producer.store.media import check_stored, media_of
-from batchmill.producer.store.shard_errors import ShardFailures
 
 
 class AsyncMediaVerbs:
@@ -47,12 +47,11 @@ class AsyncMediaVerbs:
         """
         media = await asyncio.to_thread(media_of, content, tenant, self.settings)
         limit = self.settings.max_memory_percent
-        failures = ShardFailures()
+
+        async def put(store: AsyncStore) -> None:
+            (status,) = await store.put_media([media], max_memory_percent=limit)
+            check_stored(status)
+
         with broker_errors(self._url):
-            for shard in self._shards.list.shards:
-                with failures.of(shard.name):
-                    store = await self._shards.at(shard)
-                    (status,) = await store.put_media([media], max_memory_percent=limit)
-                    check_stored(status)
-            failures.check()
+            await self._shards.do_everywhere(put)
         return media.id

@@ -8,8 +8,8 @@ from pathlib import Path
 from batchmill.producer.settings import ProducerSettings
 from batchmill.producer.store.broker_errors import broker_errors
 from batchmill.producer.store.media import check_stored, media_of
-from batchmill.producer.store.shard_errors import ShardFailures
 from batchmill.producer.store.shards import Shards
+from batchmill.producer.store.store import Store
 
 
 class MediaVerbs:
@@ -47,12 +47,11 @@ class MediaVerbs:
         """
         media = media_of(content, tenant, self.settings)
         limit = self.settings.max_memory_percent
-        failures = ShardFailures()
+
+        def put(store: Store) -> None:
+            (status,) = store.put_media([media], max_memory_percent=limit)
+            check_stored(status)
+
         with broker_errors(self._url):
-            for shard in self._shards.list.shards:
-                with failures.of(shard.name):
-                    store = self._shards.at(shard)
-                    (status,) = store.put_media([media], max_memory_percent=limit)
-                    check_stored(status)
-            failures.check()
+            self._shards.do_everywhere(put)
         return media.id

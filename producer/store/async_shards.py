@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Final, Self, TypeVar
 
@@ -15,7 +15,7 @@ from redis.exceptions import RedisError
 
 from batchmill.producer.encryption.key_ring import KeyRing
 from batchmill.producer.payloads.object_store import ObjectStore
-from batchmill.producer.protocol import keys, reads
+from batchmill.producer.protocol import reads
 from batchmill.producer.protocol.calls import jobs as job_calls
 from batchmill.producer.protocol.calls.call import Call, Read
 from batchmill.producer.protocol.calls.new_job import NewJob
@@ -24,9 +24,10 @@ from batchmill.producer.shard_list import Shard, ShardList, read_shard_list, sha
 
 from .async_store import AsyncStore
 from .call_limits import time_limit
+from .existence import KeysOf, batch_keys, exist, file_keys, job_keys
 from .replication import NotConfirmed, ReplicaWait
 from .shard_errors import ShardFailures
-from .shard_mark import check_mark, exist, note_mark, read_mark, unknown_shard_error
+from .shard_mark import check_mark, note_mark, read_mark, unknown_shard_error
 
 Value = TypeVar("Value")
 #: Seconds for which a check of a shard's mark is enough for new work.
@@ -109,19 +110,19 @@ class AsyncShards:
         """Return the store of a job; any store if the job does not exist."""
         if self._only is not None:
             return self._only
-        return await self._at(await self._place_of(job_id, _job_keys))
+        return await self._at(await self._place_of(job_id, job_keys))
 
     async def of_batch(self, batch_id: str) -> AsyncStore:
         """Return the store of a batch; any store if the batch does not exist."""
         if self._only is not None:
             return self._only
-        return await self._at(await self._place_of(batch_id, _batch_keys))
+        return await self._at(await self._place_of(batch_id, batch_keys))
 
     async def of_file(self, file_id: str) -> AsyncStore:
         """Return the store of an upload; any store if it does not exist."""
         if self._only is not None:
             return self._only
-        return await self._at(await self._place_of(file_id, _file_keys))
+        return await self._at(await self._place_of(file_id, file_keys))
 
     def shard_of(self, store: AsyncStore) -> Shard:
         """Return the shard of one of these stores."""
@@ -131,7 +132,7 @@ class AsyncShards:
         """Return jobs by store, each store once."""
         if self._only is not None:
             return [(self._only, list(job_ids))]
-        by_place = await self._by_place(job_ids)
+        by_place = _by_place(job_ids, await self._all_places(job_ids, job_keys))
         return [(await self._at(place), some) for place, some in by_place.items()]
 
     async def read_each(
@@ -162,7 +163,8 @@ class AsyncShards:
             return await run([make(job_id) for job_id in job_ids])
         found: dict[str, Value] = {}
         failures = ShardFailures()
-        for place, some in (await self._by_place(job_ids, failures)).items():
+        places = await self._known_places(job_ids, job_keys, failures)
+        for place, some in _by_place(job_ids, places).items():
             with failures.of(self.list.shards[place].name):
                 store = await self._at(place)
                 run = store.run_all_confirmed if confirmed else store.run_all
@@ -171,16 +173,20 @@ class AsyncShards:
         return [found[job_id] for job_id in job_ids]
 
     async def run_everywhere(self, call: Call[Value]) -> list[Value]:
-        """Run a call in every shard.
+        """Run a call in every shard; errors as of `do_everywhere`."""
+        return await self.do_everywhere(lambda store: store.run(call))
+
+    async def do_everywhere(self, work: Callable[[AsyncStore], Awaitable[Value]]) -> list[Value]:
+        """Do something in every shard, one after another.
 
         Raises:
-            ShardsFailed: some shards failed; the call was made in all others.
+            ShardsFailed: some shards failed; it was done in all others.
         """
         found = []
         failures = ShardFailures()
         for shard in self.list.shards:
             with failures.of(shard.name):
-                found.append(await (await self.at(shard)).run(call))
+                found.append(await work(await self.at(shard)))
         failures.check()
         return found
 
@@ -241,7 +247,7 @@ class AsyncShards:
             names = [shard.tagged(batch_id), batch_id]
             with failures.of(shard.name):
                 store = await self._at(place)
-                known = await store.read(exist([_batch_keys(name) for name in names]))
+                known = await store.read(exist(names, batch_keys))
                 for name, is_known in zip(names, known, strict=True):
                     if is_known:
                         return name
@@ -253,7 +259,7 @@ class AsyncShards:
         placed = []
         for number, job in enumerate(jobs):
             if job.batch is not None:
-                place = await self._place_of(job.batch.batch_id, _batch_keys)
+                place = await self._place_of(job.batch.batch_id, batch_keys)
             elif number in known:
                 place = known[number]
             else:
@@ -261,22 +267,6 @@ class AsyncShards:
             job_id = self.list.shards[place].tagged(job.job_id)
             placed.append((place, replace(job, job_id=job_id)))
         return placed
-
-    async def _by_place(
-        self, job_ids: Sequence[str], failures: ShardFailures | None = None
-    ) -> dict[int, list[str]]:
-        """Return jobs by the place of their shard; those that cannot be looked up are left out.
-
-        Args:
-            job_ids: the jobs.
-            failures: takes the errors of shards in which a job may be; None raises them.
-        """
-        by_place: dict[int, list[str]] = {}
-        places = await self._places_of(job_ids, _job_keys, failures)
-        for job_id, place in zip(job_ids, places, strict=True):
-            if place is not None:
-                by_place.setdefault(place, []).append(job_id)
-        return by_place
 
     async def _places_of_keys(self, jobs: Sequence[NewJob]) -> dict[int, int]:
         """Return where the idempotency keys of jobs are in use, by the number of the job.
@@ -301,24 +291,32 @@ class AsyncShards:
             failures.check()  # a key may be in use in a shard that is away
         return known
 
-    async def _place_of(self, some_id: str, keys_of: Callable[[str], Sequence[str]]) -> int:
-        (place,) = await self._places_of([some_id], keys_of)
-        assert place is not None
-        return place
+    async def _place_of(self, some_id: str, keys_of: KeysOf) -> int:
+        return (await self._all_places([some_id], keys_of))[some_id]
 
-    async def _places_of(
-        self,
-        ids: Sequence[str],
-        keys_of: Callable[[str], Sequence[str]],
-        failures: ShardFailures | None = None,
-    ) -> list[int | None]:
+    async def _all_places(self, ids: Sequence[str], keys_of: KeysOf) -> dict[str, int]:
+        """Return the places of all ids, as `_known_places`.
+
+        Raises:
+            ShardsFailed: one may be in a shard that failed.
+        """
+        failures = ShardFailures()
+        places = await self._known_places(ids, keys_of, failures)
+        if any(some_id not in places for some_id in ids):
+            failures.check()
+        return places
+
+    async def _known_places(
+        self, ids: Sequence[str], keys_of: KeysOf, failures: ShardFailures
+    ) -> dict[str, int]:
         """Return the places of jobs or batches; those whose id names no shard are looked up.
+
+        An id that no shard has gets any place; if a shard failed that may have it, it gets none.
 
         Args:
             ids: of jobs or batches.
-            keys_of: returns the keys that exist if one does.
-            failures: takes the errors of shards, and jobs that may be there have None; without it
-                they are raised.
+            keys_of: of what has these ids.
+            failures: takes the errors of shards.
         """
         places: dict[str, int] = {}
         unnamed = []
@@ -330,21 +328,18 @@ class AsyncShards:
                 places[some_id] = self._places[name]
             else:
                 raise unknown_shard_error(name, some_id, self.list)
-        found = ShardFailures() if failures is None else failures
         for place, shard in enumerate(self.list.shards):
-            unnamed = [some_id for some_id in unnamed if some_id not in places]
             if not unnamed:
                 break
-            with found.of(shard.name):
+            with failures.of(shard.name):
                 store = await self._at(place)
-                known = await store.read(exist([keys_of(some_id) for some_id in unnamed]))
+                known = await store.read(exist(unnamed, keys_of))
                 both = zip(unnamed, known, strict=True)
                 places |= {some_id: place for some_id, is_here in both if is_here}
-        unknown = [some_id for some_id in unnamed if some_id not in places]
-        if unknown and failures is None:
-            found.check()
-        missing = None if found.names else 0
-        return [places.get(some_id, missing) for some_id in ids]
+            unnamed = [some_id for some_id in unnamed if some_id not in places]
+        if not failures.names:
+            places |= dict.fromkeys(unnamed, 0)
+        return places
 
     async def _at(self, place: int, *, for_work: bool = False) -> AsyncStore:
         await self._check(place, for_work=for_work)
@@ -388,13 +383,10 @@ async def check_shard(store: AsyncStore, shard: Shard, shard_list: ShardList) ->
     check_mark(mark, shard, shard_list)
 
 
-def _job_keys(job_id: str) -> Sequence[str]:
-    return keys.job(job_id), keys.forgotten(job_id)
-
-
-def _file_keys(file_id: str) -> Sequence[str]:
-    return (keys.file(file_id),)
-
-
-def _batch_keys(batch_id: str) -> Sequence[str]:
-    return (keys.batch(batch_id),)
+def _by_place(job_ids: Sequence[str], places: Mapping[str, int]) -> dict[int, list[str]]:
+    """Return jobs by their place; those without one are left out."""
+    found: dict[int, list[str]] = {}
+    for job_id in job_ids:
+        if job_id in places:
+            found.setdefault(places[job_id], []).append(job_id)
+    return found

@@ -94,22 +94,10 @@ def check_mark(mark: ShardMark | None, shard: Shard, shard_list: ShardList) -> N
 
 def unknown_shard_error(name: str, some_id: str, shard_list: ShardList) -> ShardMismatch:
     """Return the error of an id that leads to a shard outside the list."""
-    error = ShardMismatch(
+    return ShardMismatch(
         f"{some_id} is in shard {name!r}, which the list of shards ({shard_list.names}) does not "
         "name: add it to BATCHMILL_BROKER_URLS, with the mark :draining if it takes no new jobs"
-    )
-    error.shards = (name,)
-    return error
-
-
-def exist(names: Sequence[Sequence[str]]) -> Read[list[bool]]:
-    """Read for each group of keys whether one of them exists."""
-
-    def queue(pipeline: Any) -> None:
-        for group in names:
-            pipeline.exists(*group)
-
-    return Read(queue, lambda replies: [number > 0 for number in replies])
+    ).of_shards([name])
 
 
 def _put(mark: ShardMark) -> Read[None]:

@@ -54,6 +54,7 @@ RULES = (
     (r"\basync_(\w+)", r"\1"),
     (r"\bAsyncGenerator\[(\w+), None\]", r"Generator[\1, None, None]"),
     (r"\bAsync([A-Z]\w*)", r"\1"),
+    (r"\bAwaitable\[(\w+)\]", r"\1"),
     (r"\b(\w+\[\w+\]) \| \1", r"\1"),
 )
 #: Sentences of the originals, by file, and what the synchronous file says instead.
