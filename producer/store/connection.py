@@ -237,7 +237,7 @@ class _Connection(_LeavesReplica):
         super().send_packed_command(self._within_limit(command), *args, **kwargs)
 
     def _within_limit(self, pieces: Iterable[bytes]) -> Iterator[bytes]:
-        """Yield pieces, which redis-py sends one after another, and limit the wait of each anew."""
+        """Yield pieces, which redis-py sends one after another, and limit the wait for each."""
         for piece in pieces:
             self._limit_waits()
             yield piece

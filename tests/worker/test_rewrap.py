@@ -177,7 +177,7 @@ def read_all(place: Site, *ring: EncryptionKey) -> list[Any]:
     ]
 
 
-def test_everything_is_sealed_anew_and_the_old_key_can_go(place: Site) -> None:
+def test_everything_is_sealed_again_and_the_old_key_can_go(place: Site) -> None:
     fill(place, OLD)
     before = read_all(place, OLD)
     assert place.counts().key_ids() == [OLD.id]
@@ -256,7 +256,7 @@ def test_a_value_that_changes_meanwhile_is_left(place: Site) -> None:
     assert place.redis.hget(keys.dead("l"), "payload") == b"another"
 
 
-def test_jobs_run_on_while_they_are_sealed_anew(mill: Mill) -> None:
+def test_jobs_run_on_while_they_are_sealed_again(mill: Mill) -> None:
     both = f"{OLD.to_text()},{NEW.to_text()}"
     mill.start_worker("w1", encryption_keys=both, stub={"step_time_s": 0.01})
     with Client(mill.url, settings=settings(OLD, NEW)) as client:
@@ -279,7 +279,7 @@ def test_jobs_run_on_while_they_are_sealed_anew(mill: Mill) -> None:
     assert f"{NEW.id}" in status.stdout
 
 
-def test_the_fingerprint_of_a_steered_job_is_made_anew(place: Site) -> None:
+def test_the_fingerprint_of_a_steered_job_is_made_again(place: Site) -> None:
     vector = {"digest": "d" * 64, "model": "demo", "tenants": []}
     place.redis.hset(keys.STEERING_VECTORS, "tone", json.dumps(vector))
     fields: dict[str, Any] = {"steering": {"name": "tone"}, "idempotency_key": "k"}

@@ -1,4 +1,4 @@
-"""`batchmill encryption status` and `rewrap`: what each key has sealed, and sealing it anew."""
+"""`batchmill encryption status` and `rewrap`: what each key has sealed, and sealing it again."""
 
 from __future__ import annotations
 
@@ -41,12 +41,12 @@ def show_seals(broker_url: BrokerUrlOption = None, as_json: JsonOption = False) 
 def rewrap(
     limit: Annotated[
         int | None,
-        typer.Option(min=1, help="Values that are sealed anew at most; run it again for the rest."),
+        typer.Option(min=1, help="Most values to seal; run it again for the rest."),
     ] = None,
     broker_url: BrokerUrlOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Seal everything anew that the first key has not sealed, plain values too.
+    """Seal everything with the first key that it has not sealed yet, plain values too.
 
     Workers, gateways and deliverers may run meanwhile; all of them must have the first key by then.
     An interrupted run is continued by another one.
@@ -76,7 +76,7 @@ def rewrap(
         work |= {"failed": dict(done.failed), "is_whole": is_whole}
         print_json({"keys": list(ring.key_ids), **work, "left": num_left, "values": left.by_key()})
     else:
-        print(f"{done.num_rewrapped} values sealed anew with {ring.key_ids[0]}, {num_left} left")
+        print(f"{done.num_rewrapped} values sealed again with {ring.key_ids[0]}, {num_left} left")
         _print_counts(left, ring.key_ids)
         _print_failures(done)
     if num_left:
@@ -96,7 +96,7 @@ class _Progress:
             return
         self._next_at = time.monotonic() + _PROGRESS_S
         seen, done = self._counts.num_keys_seen, self._counts.num_rewrapped
-        sys.stderr.write(f"{seen} records and indexes seen, {done} values sealed anew\n")
+        sys.stderr.write(f"{seen} records and indexes seen, {done} values sealed again\n")
 
 
 def _gateway_files() -> GatewayFiles:
@@ -121,6 +121,6 @@ def _print_counts(counts: SealCounts, key_ids: tuple[str, ...]) -> None:
 
 def _print_failures(counts: SealCounts) -> None:
     for code, number in sorted(counts.failed.items()):
-        print(f"{number} could not be sealed anew: {code}")
+        print(f"{number} could not be sealed again: {code}")
     if counts.num_changed:
         print(f"{counts.num_changed} were changed by other programs meanwhile: run it again")

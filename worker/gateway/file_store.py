@@ -68,7 +68,7 @@ class FileStore:
             return file_key_id(handle)
 
     def rewrite(self, file_id: str) -> None:
-        """Seal a content anew. Who reads it meanwhile gets the old form or the new one, whole.
+        """Seal a content again. Who reads it meanwhile gets all of the old form or of the new one.
 
         Raises:
             FileNotFoundError: it does not exist.

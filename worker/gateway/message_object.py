@@ -14,7 +14,7 @@ from . import sse
 from .backend import Backend
 from .completion_stream import stream_error
 
-#: Blocks as a stream opens them. There is nothing to sign: models think anew in each turn.
+#: Blocks as a stream opens them. There is nothing to sign: models think again in each turn.
 _EMPTY: dict[str, dict[str, Any]] = {
     "text": {"type": "text", "text": ""},
     "thinking": {"type": "thinking", "thinking": "", "signature": ""},

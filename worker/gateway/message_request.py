@@ -21,7 +21,7 @@ _WITHOUT_EFFECT = "cache_control"
 _BLOCK_FIELDS = {
     "text": ("type", "text", "citations", _WITHOUT_EFFECT),
     "image": ("type", "source", _WITHOUT_EFFECT),
-    # Models think anew in each turn.
+    # Models think again in each turn.
     "thinking": ("type", "thinking", "signature", _WITHOUT_EFFECT),
     "redacted_thinking": ("type", "data", _WITHOUT_EFFECT),
     "tool_use": ("type", "id", "name", "input", "caller", _WITHOUT_EFFECT),

@@ -40,7 +40,7 @@ def read_input(given: Any) -> list[dict[str, Any]]:
             case "function_call_output":
                 messages.append(_call_output(item, where))
             case "reasoning":
-                pass  # models think anew in each turn
+                pass  # models think again in each turn
             case kind:
                 raise _unsupported(f"{where} is of type {str(kind)[:60]!r}", where)
     return messages

@@ -25,7 +25,7 @@ class Part(StrEnum):
     MEDIA = "media"
     FILE_NAMES = "file names"
     FILES = "files"
-    #: Digests of jobs and batches with idempotency keys, which cannot always be made anew.
+    #: Digests of jobs and batches with idempotency keys, which cannot always be made again.
     FINGERPRINTS = "fingerprints"
 
 

@@ -1,4 +1,4 @@
-"""The gateway's files: which key has sealed each of them, and sealing them anew."""
+"""The gateway's files: which key has sealed each of them, and sealing them again."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ class GatewayFiles:
         return key_id
 
     def rewrap(self, store: JobStore, entry: str, counts: SealCounts) -> None:
-        """Seal a file anew unless the first key has sealed it."""
+        """Seal a file again unless the first key has sealed it."""
         if not self._is_tidy:
             self._files.delete_unfinished()
             self._is_tidy = True

@@ -1,4 +1,4 @@
-"""Seals the values of one record anew, under the first key."""
+"""Seals the values of one record again, under the first key."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ class RecordRewrap:
         self._store = store
 
     def rewrap(self, kind: RecordKind, record_id: str, names: Iterable[str]) -> tuple[int, int]:
-        """Seal values of a record anew.
+        """Seal values of a record again.
 
         Args:
             kind: of the record.

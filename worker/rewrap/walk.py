@@ -1,4 +1,4 @@
-"""A walk over everything that may be sealed: it counts what each key has sealed, or seals anew."""
+"""A walk over everything that may be sealed: counts what each key has sealed, or seals it again."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ class Walk:
             self._look(kind, ids)
 
     def rewrap(self, limit: int | None = None) -> bool:
-        """Seal everything anew that is not sealed with the first key.
+        """Seal everything again that is not sealed with the first key.
 
         Args:
             limit: of values that are replaced; None has no limit.
@@ -154,7 +154,7 @@ def rewrap_everything(
     limit: int | None,
     note_page: Callable[[], None],
 ) -> bool:
-    """Seal everything anew; return whether that came to its end before the limit."""
+    """Seal everything again; return whether that came to its end before the limit."""
     for store in stores:
         if not Walk(store, counts, note_page=note_page).rewrap(limit):
             return False

@@ -88,7 +88,7 @@ def replace_pieces(job_id: str, pieces: Sequence[NewPiece]) -> Call[int]:
 
 
 def note_keys(job_id: str, fingerprint: tuple[bytes, str] | None = None) -> Call[tuple[str, ...]]:
-    """Note anew which keys a job is sealed with; the reply is their ids.
+    """Note again which keys a job is sealed with; the reply is their ids.
 
     Args:
         job_id: the job.

@@ -23,7 +23,7 @@ RESERVED_KIB = 1
 #: The instruction that prefill must use; without it the kernel is correct but several times slower.
 MATRIX_INSTRUCTION = {80: "HMMA", 90: "HGMMA", 100: "UTCHMMA"}
 
-#: Minutes, when another version of Triton compiles all of them anew.
+#: Minutes, when another version of Triton compiles all of them again.
 pytestmark = pytest.mark.timeout(1200)
 
 Row = dict[str, Any]

@@ -39,7 +39,7 @@ def test_a_result_has_thoughts_apart_from_its_text() -> None:
     assert (result.text, result.reasoning_content) == ("Yes.", "Hm.")
     assert result.usage.completion_tokens_details is not None
     assert result.usage.completion_tokens_details.reasoning_tokens == 2
-    # Models think anew in each turn.
+    # Models think again in each turn.
     assert result.message == {"role": "assistant", "content": "Yes."}
 
     body = response_body(LineKind.CHAT, result)

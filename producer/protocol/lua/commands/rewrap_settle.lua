@@ -1,4 +1,4 @@
--- Note anew which keys a job is sealed with, after some of its values were sealed with another one.
+-- Note again which keys a job is sealed with, after some of its values were sealed with another one.
 -- KEYS: none. ARGV: id, fingerprint that is replaced ('' = none), the new one.
 -- Reply: ids of the keys, with spaces between them.
 -- @include keys, payloads, sealed, server
