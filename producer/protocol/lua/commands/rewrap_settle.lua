@@ -4,8 +4,7 @@
 -- @include keys, payloads, sealed, server
 allow_writes_when_full()
 local id = ARGV[1]
-local f = redis.call('HMGET', job_key(id), 'sealed_with', 'doc', 'state', 'tenant', 'idempotency_key',
-  'media')
+local f = redis.call('HMGET', job_key(id), 'sealed_with', 'doc', 'state', 'tenant', 'idempotency_key', 'media')
 if not f[3] then return '' end
 local known = {}
 local function add(key_id)

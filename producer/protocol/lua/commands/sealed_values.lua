@@ -1,6 +1,5 @@
 -- Tell which keys some records are sealed with: the beginnings of their values, which name the key.
--- KEYS: none. ARGV: kind of the records ('job', 'letter', 'event', 'media', 'receiver' or
--- 'file'), ids...
+-- KEYS: none. ARGV: kind of the records ('job', 'letter', 'event', 'media', 'receiver' or 'file'), ids...
 -- Reply: for each id a list of names and beginnings. Of an output that is sealed with several keys there is one
 -- beginning per key; of one that is not sealed it is '-'.
 -- @include keys, sealed
