@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from itertools import islice
 from typing import Any, Final
 
 from batchmill.producer.payloads.object_store import ObjectStore
@@ -15,6 +14,7 @@ from batchmill.producer.protocol.calls.call import Read
 from batchmill.producer.protocol.calls.rewrap import RecordKind
 from batchmill.producer.protocol.payloads import is_object_name, read_reference
 
+from .ended_jobs import chunks
 from .job_store import JobStore
 
 #: Objects per round trip.
@@ -53,8 +53,8 @@ def check_payloads(
         PayloadUnreachable: the store cannot be listed.
         redis.exceptions.RedisError: a broker does not reply.
     """
-    counts, names = PayloadCounts(), objects.names()
-    for some in _pages(names):
+    counts = PayloadCounts()
+    for some in chunks(objects.names(), _PAGE):
         good = [name for name in some if is_object_name(name)]
         counts.foreign += len(some) - len(good)
         _check_page(good, stores, counts, repairs=repairs)
@@ -112,9 +112,3 @@ def _known(names: Sequence[str]) -> Read[tuple[set[str], set[str]]]:
         return noted, unused - noted
 
     return Read(queue, parse)
-
-
-def _pages(names: Iterable[str]) -> Iterator[list[str]]:
-    rest = iter(names)
-    while some := list(islice(rest, _PAGE)):
-        yield some
