@@ -105,7 +105,7 @@ class Sampler:
             no_ids = torch.empty(0, dtype=torch.int64, device=logits.device)
             return SampledTokens(no_ids, no_ids.bool(), known_scores=known_scores)
         is_finite = _have_finite_maximum(logits) if recorded is None else recorded.is_finite
-        scorer = _scorer(logits, self._special.scored, self._uploader)
+        scored = _ScoredRows.of(logits, self._special.scored, self._uploader)
         guided = self._special.guided_on(self._uploader)
         if guided is not None:
             guided.guide(logits, is_finite)
@@ -115,17 +115,13 @@ class Sampler:
             token_ids, update = self._sample(logits, batch, rows, recorded)
             if guided is not None:
                 guided.share_tokens(token_ids)
-            scores = None
-            if scorer is not None:
-                (index,) = self._uploader.upload(self._special.scored_rows)
-                scores = SampledScores(self._special.scored, scorer.begin_copy(token_ids[index]))
             sampled = SampledTokens(
                 token_ids,
                 is_finite,
                 is_empty=is_empty,
                 restrictive=self._special.restrictive if is_empty is not None else (),
                 drafted_rows=batch.drafts_of_rows,
-                scores=scores,
+                scores=None if scored is None else scored.begin_copy(token_ids),
                 known_scores=known_scores,
             )
         # Last, so that if anything failed before, the retried step finds the tokens that it began
@@ -219,11 +215,6 @@ class _SpecialRows:
             requests=requests,
         )
 
-    @property
-    def scored_rows(self) -> NDArray[np.int64]:
-        """The numbers of the scored rows, [num_scored] int64."""
-        return np.array([row for row, _ in self.scored], dtype=np.int64)
-
     def guided_on(self, uploader: Uploader) -> GuidedRows | None:
         """Return the pairs of guided rows and their guides; None if there are none."""
         return GuidedRows.of(self.requests, uploader) if self.has_guides else None
@@ -266,20 +257,34 @@ class _RowControls:
         return self.temperature, self.top_k, self.top_p, self.min_p_gaps, self.seeds
 
 
-def _scorer(
-    logits: Tensor, scored: Sequence[tuple[int, Request]], uploader: Uploader
-) -> Scorer | None:
-    """Return a scorer of some of the sampling rows, or None if there are none."""
-    if not scored:
-        return None
-    wanted = [scores for _, each in scored if (scores := each.scores) is not None]
-    (index,) = uploader.upload(np.array([row for row, _ in scored], dtype=np.int64))
-    return Scorer(
-        logits[index],
-        [scores.num_logprobs or 0 for scores in wanted],
-        [scores.asked_token_ids for scores in wanted],
-        with_entropy=any(scores.wants_entropy for scores in wanted),
-    )
+@dataclass(frozen=True, slots=True)
+class _ScoredRows:
+    """The sampling rows whose tokens are scored, with their distributions."""
+
+    rows: Sequence[tuple[int, Request]]
+    index: Tensor  # [num_scored] int64: the numbers of the rows, on the logits' device
+    scorer: Scorer
+
+    @classmethod
+    def of(
+        cls, logits: Tensor, rows: Sequence[tuple[int, Request]], uploader: Uploader
+    ) -> _ScoredRows | None:
+        """Compute the distributions of some rows; None if there are no rows."""
+        if not rows:
+            return None
+        wanted = [scores for _, each in rows if (scores := each.scores) is not None]
+        (index,) = uploader.upload(np.array([row for row, _ in rows], dtype=np.int64))
+        scorer = Scorer(
+            logits[index],
+            [scores.num_logprobs or 0 for scores in wanted],
+            [scores.asked_token_ids for scores in wanted],
+            with_entropy=any(scores.wants_entropy for scores in wanted),
+        )
+        return cls(rows, index, scorer)
+
+    def begin_copy(self, token_ids: Tensor) -> SampledScores:
+        """Score these rows of a step's tokens, [num_rows] int64; begin the copy to the host."""
+        return SampledScores(self.rows, self.scorer.begin_copy(token_ids[self.index]))
 
 
 def _score_known_tokens(
