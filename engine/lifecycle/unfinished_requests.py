@@ -80,7 +80,7 @@ class UnfinishedRequests:
         for request, token_id in zip(requests, token_ids, strict=True):
             if discarded and request in discarded:
                 continue
-            if request.guidance is not None and request.guidance.is_guide:
+            if request.is_guide:
                 continue  # its token is that of the request that it guides
             tracker = trackers[request.request_id]
             to_report[tracker] = None

@@ -187,6 +187,11 @@ class Request:
         guide.guidance = Guidance(scale, self, is_guide=True)
 
     @property
+    def is_guide(self) -> bool:
+        """Whether it only guides another request, and has no output of its own."""
+        return self.guidance is not None and self.guidance.is_guide
+
+    @property
     def num_tokens(self) -> int:
         """Prompt and output tokens known so far."""
         return len(self.prompt_token_ids) + len(self.output_token_ids)

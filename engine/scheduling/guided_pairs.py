@@ -16,11 +16,6 @@ def guided_of(request: Request) -> Request:
     return request if link is None or not link.is_guide else link.partner
 
 
-def num_guides(requests: Iterable[Request]) -> int:
-    """Count the guides among some requests."""
-    return sum(each.guidance is not None and each.guidance.is_guide for each in requests)
-
-
 def running_partner(request: Request) -> Request | None:
     """Return the other request of a pair, if it runs."""
     if request.guidance is None:
@@ -62,7 +57,7 @@ def add_guided_chunks(
     # The second one to be ready adds both; a step must have room for both.
     if partner is None or not is_ready or builder.num_free_tokens < 2:
         return
-    pair = (partner, request) if request.guidance.is_guide else (request, partner)
+    pair = (partner, request) if request.is_guide else (request, partner)
     if any(item.request is pair[0] for item in builder.chunks):
         return
     item = builder.add_chunk(pair[0], 1)

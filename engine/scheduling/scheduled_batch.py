@@ -140,8 +140,7 @@ class ScheduledBatch:
     @property
     def num_guides(self) -> int:
         """Requests that guide another one."""
-        links = (request.guidance for request in self.requests)
-        return sum(link is not None and link.is_guide for link in links)
+        return sum(request.is_guide for request in self.requests)
 
     @property
     def pooled(self) -> tuple[ScheduledRequest, ...]:

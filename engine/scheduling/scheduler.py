@@ -14,13 +14,7 @@ from .adapter_gate import AdapterGate, AdapterResidence
 from .batch_builder import BatchBuilder
 from .batch_limits import BatchLimits
 from .block_pool import BlockPool
-from .guided_pairs import (
-    add_guided_chunks,
-    guided_of,
-    num_guides,
-    running_partner,
-    without_partner,
-)
+from .guided_pairs import add_guided_chunks, guided_of, running_partner, without_partner
 from .media_budget import MediaBudget
 from .prefix_cache import PrefixCache
 from .running_requests import RunningRequests
@@ -120,12 +114,15 @@ class Scheduler:
     @property
     def num_running(self) -> int:
         """Running requests without guides, which belong to another one."""
-        return len(self.running) - (num_guides(self.running) if self._num_guides else 0)
+        return len(self.running) - self._num_guides_among(self.running)
 
     @property
     def num_waiting(self) -> int:
         """Waiting requests without guides."""
-        return len(self.waiting) - (num_guides(self.waiting) if self._num_guides else 0)
+        return len(self.waiting) - self._num_guides_among(self.waiting)
+
+    def _num_guides_among(self, requests: Iterable[Request]) -> int:
+        return sum(each.is_guide for each in requests) if self._num_guides else 0
 
     def check_fits(self, request: Request) -> None:
         """Refuse a request that does not fit into an empty pool.
