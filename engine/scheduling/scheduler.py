@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 
 from batchmill.engine.errors import ConfigError, RequestError
@@ -201,23 +201,40 @@ class Scheduler:
             decodes = self._speculation.add_drafts(decodes, builder, self._running)
         chunks = (*builder.chunks, *builder.pooled_chunks)
         is_stuck = not (decodes or chunks or is_in_flight) and self.has_requests
-        num_kept = 0 if self._adapters.is_used else 1
-        if is_stuck and self._num_guides and len(self.running) > num_kept:
-            # All wait for partners that do not fit: make room for that of the first. It may wait
-            # itself, behind a request whose adapter has no room beside its own.
+        if is_stuck and self._can_make_room_for_partner():
             preempted += self._preempt(self.running[-1])
             batch = self.schedule()
             return replace(batch, preempted=(*preempted, *batch.preempted))
         is_held_back = is_stuck and self._adapters.holds_back(self.waiting)
         assert not is_stuck or is_held_back, "requests wait, and none can be computed"
+        return self._batch(decodes, chunks, preempted)
+
+    def _can_make_room_for_partner(self) -> bool:
+        """Return whether a stuck scheduler gets on by preempting its last running request.
+
+        All running requests wait for partners that do not fit, and that of the first needs room. It
+        may wait itself, behind a request whose adapter has no room beside its own.
+        """
+        num_kept = 0 if self._adapters.is_used else 1
+        return self._num_guides > 0 and len(self.running) > num_kept
+
+    def _batch(
+        self,
+        decodes: Sequence[Request],
+        chunks: tuple[ScheduledRequest, ...],
+        preempted: Sequence[Request],
+    ) -> ScheduledBatch:
+        def has_any(needs: Callable[[Request], bool]) -> bool:
+            return any(map(needs, decodes)) or any(needs(item.request) for item in chunks)
+
         return ScheduledBatch(
             decodes=tuple(decodes),
             decode_starts=[each.num_computed_tokens for each in decodes],
             chunks=chunks,
             preempted=tuple(preempted),
             in_batch_sharers=tuple(self._in_batch_sharers),
-            has_adapters=self._adapters.is_used and _have_adapters(decodes, chunks),
-            is_steered=self._num_steered > 0 and _are_steered(decodes, chunks),
+            has_adapters=self._adapters.is_used and has_any(lambda it: it.adapter is not None),
+            is_steered=self._num_steered > 0 and has_any(lambda it: it.steering is not None),
         )
 
     def mark_launched(self, batch: ScheduledBatch) -> None:
@@ -495,17 +512,3 @@ class Scheduler:
             num_prompt_tokens = len(request.prompt_token_ids)
             metrics.num_cached_tokens = min(request.num_computed_tokens, num_prompt_tokens)
         return True
-
-
-def _have_adapters(decodes: Sequence[Request], chunks: Sequence[ScheduledRequest]) -> bool:
-    """Return whether any request of a step has a LoRA adapter."""
-    return any(each.adapter is not None for each in decodes) or any(
-        item.request.adapter is not None for item in chunks
-    )
-
-
-def _are_steered(decodes: Sequence[Request], chunks: Sequence[ScheduledRequest]) -> bool:
-    """Return whether any request of a step is steered."""
-    return any(each.steering is not None for each in decodes) or any(
-        item.request.steering is not None for item in chunks
-    )
