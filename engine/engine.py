@@ -8,7 +8,13 @@ from typing import Any
 from batchmill.engine.contract.media import Media
 from batchmill.engine.contract.steering import SteeringSpec
 from batchmill.engine.execution.kv_cache_sizing import allocate_kv_cache
+from batchmill.engine.lifecycle.failures import (
+    NOT_FINITE,
+    failure_without_token,
+    out_of_memory_alone,
+)
 from batchmill.engine.lifecycle.intake import Prompt, RequestIntake, check_deadline
+from batchmill.engine.lifecycle.named_versions import find_adapter, find_steering
 from batchmill.engine.lifecycle.output_tracker import OutputTracker
 from batchmill.engine.lifecycle.pooled_intake import (
     PooledIntake,
@@ -26,7 +32,6 @@ from batchmill.engine.lifecycle.unfinished_requests import UnfinishedRequests
 from batchmill.engine.loading.loading import LoadedModel
 from batchmill.engine.memory.device_memory import dtype_name, make_current
 from batchmill.engine.models.model_length import check_max_model_len
-from batchmill.engine.request.adapter import Adapter
 from batchmill.engine.request.outputs import (
     RequestFailure,
     RequestOutput,
@@ -34,7 +39,6 @@ from batchmill.engine.request.outputs import (
 )
 from batchmill.engine.request.pooling import PoolingParams
 from batchmill.engine.request.sampling_params import SamplingParams
-from batchmill.engine.request.steering import Steering
 from batchmill.engine.scheduling.scheduled_batch import ScheduledBatch
 from batchmill.engine.text.chat import Chat
 from batchmill.engine.text.tokenizer import Tokenizer
@@ -228,8 +232,8 @@ class Engine:
             resumed_token_ids,
             priority=priority,
             cache_salt=cache_salt,
-            adapter=self._adapter(lora),
-            steering=self._steering_of(steering),
+            adapter=find_adapter(self._adapters, lora),
+            steering=find_steering(self._steering, steering),
             media=media,
         )
         self._unfinished.add(trackers, deadline_s=deadline_s)
@@ -272,8 +276,8 @@ class Engine:
             params or PoolingParams(),
             priority=priority,
             cache_salt=cache_salt,
-            adapter=self._adapter(lora),
-            steering=self._steering_of(steering),
+            adapter=find_adapter(self._adapters, lora),
+            steering=find_steering(self._steering, steering),
         )
         self._unfinished.add([tracker], deadline_s=deadline_s)
 
@@ -387,38 +391,6 @@ class Engine:
         """Return what the engine has done so far, and its current load."""
         return self._counter.snapshot(self._scheduler, self._feature_cache)
 
-    def _adapter(self, digest: str | None) -> Adapter | None:
-        """Return the adapter that a request names.
-
-        Raises:
-            RequestError: the engine has no adapters, or not this one.
-        """
-        if digest is None:
-            return None
-        if self._adapters is None:
-            raise RequestError(
-                "unsupported_parameter",
-                "lora names an adapter, and this engine computes none: set lora_folder "
-                "(BATCHMILL_LORA_FOLDER)",
-            )
-        return self._adapters.find(digest)
-
-    def _steering_of(self, spec: SteeringSpec | None) -> Steering | None:
-        """Return what steers a request.
-
-        Raises:
-            RequestError: the engine has no steering vectors, or not these.
-        """
-        if spec is None:
-            return None
-        if self._steering is None:
-            raise RequestError(
-                "unsupported_parameter",
-                "steering names a vector, and this engine adds none: set steering_folder "
-                "(BATCHMILL_STEERING_FOLDER)",
-            )
-        return self._steering.find(spec)
-
     def _end_without_adapter(self) -> None:
         """End requests whose adapter could not be loaded, though it was there when they came."""
         for request in self._scheduler.without_adapter():
@@ -470,10 +442,7 @@ class Engine:
             self._scheduler.note_blocks_zeroed()
             self._pipeline.launch(batch)
         except Exception as error:
-            self._scheduler.note_failed_launch(batch)
-            if not is_out_of_memory(error):
-                raise
-            self._make_steps_smaller(batch)
+            self._recover(batch, error)
             return False
         self._scheduler.mark_launched(batch)
         return True
@@ -485,10 +454,7 @@ class Engine:
         except Exception as error:
             batch = self._pipeline.take_back()
             self._scheduler.take_back(batch)
-            self._scheduler.note_failed_launch(batch)
-            if not is_out_of_memory(error):
-                raise
-            self._make_steps_smaller(batch)
+            self._recover(batch, error)
 
     def _collect(self) -> None:
         """Wait for the oldest step in flight, and append its tokens to their requests."""
@@ -500,35 +466,18 @@ class Engine:
         self._counter.count_step(step.batch, step.kind, step.time_s)
         requests = step.batch.sampled_requests
         for tracker in self._unfinished.append_tokens(requests, step.token_ids, discarded):
-            self._fail(tracker)
+            error = failure_without_token(tracker.request)
+            self._unfinished.fail(tracker, error, is_kv_finite=error is not NOT_FINITE)
         if step.drafts:
             self._unfinished.append_accepted_drafts(step.drafts, discarded)
 
-    def _make_steps_smaller(self, batch: ScheduledBatch) -> None:
+    def _recover(self, batch: ScheduledBatch, error: Exception) -> None:
+        """Make the next steps smaller if a step ran out of memory; raise any other error again."""
+        self._scheduler.note_failed_launch(batch)
+        if not is_out_of_memory(error):
+            raise error
         preempted, hopeless = self._scheduler.shrink(batch)
         self._counter.count_out_of_memory(batch, len(preempted))
-        if hopeless is None:
-            return
-        error = RequestFailure(
-            "out_of_memory",
-            f"memory ran out for this request alone, at {batch.num_tokens} tokens in one step "
-            "and fewer: lower max_num_batched_tokens or kv_cache_bytes",
-        )
-        self._unfinished.fail(self._unfinished.tracker_of(hopeless), error)
-
-    def _fail(self, tracker: OutputTracker) -> None:
-        """End a request that got no token, because of its controls or of its logits."""
-        controls = tracker.request.controls
-        if controls is not None and controls.is_exhausted:
-            self._unfinished.fail(tracker, controls.failure)
-            return
-        media = tracker.request.media
-        if media is not None and media.problem is not None:
-            self._unfinished.fail(tracker, RequestFailure("media_failed", media.problem))
-            return
-        error = RequestFailure(
-            "numerical_error",
-            "the model computed logits that are not finite numbers: try another dtype "
-            "(float32), and check the model's weights",
-        )
-        self._unfinished.fail(tracker, error, is_kv_finite=False)
+        if hopeless is not None:
+            tracker = self._unfinished.tracker_of(hopeless)
+            self._unfinished.fail(tracker, out_of_memory_alone(batch))

@@ -41,7 +41,8 @@ class RequestFailure:
     """Why a request failed; other requests of its batch are not affected."""
 
     #: Machine-readable: `numerical_error`, `out_of_memory`, `no_token_left` (its own controls),
-    #: `structure_too_complex`, `deadline_exceeded` or `engine_error`.
+    #: `structure_too_complex`, `media_failed`, `adapter_unavailable`, `deadline_exceeded` or
+    #: `engine_error`.
     code: str
     #: For people; never prompt or output text.
     message: str
