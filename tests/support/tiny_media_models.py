@@ -102,7 +102,6 @@ def save_idefics3(folder: Path, *, smol: bool = False) -> TinyMediaModel:
     """Save a tiny Idefics3 or SmolVLM, whose tiles are 32 pixels wide and have 4 features."""
     special = ["<image>", "<fake_token_around_image>", "<end_of_utterance>"]
     save_byte_tokenizer(folder, special, _TEMPLATE % "<image>")
-    torch.manual_seed(0)
     classes: tuple[Any, Any] = (
         (SmolVLMConfig, SmolVLMForConditionalGeneration)
         if smol
@@ -124,9 +123,7 @@ def save_idefics3(folder: Path, *, smol: bool = False) -> TinyMediaModel:
         tie_word_embeddings=False,
         pad_token_id=0,
     )
-    model = classes[1](config)
-    _spread(model)
-    model.save_pretrained(folder)
+    model = _saved(classes[1], config, folder)
     images = Idefics3ImageProcessorPil(
         size={"longest_edge": 64}, max_image_size={"longest_edge": 32}
     )
@@ -140,13 +137,12 @@ def save_idefics3(folder: Path, *, smol: bool = False) -> TinyMediaModel:
         )
         return dict(inputs)
 
-    return TinyMediaModel(folder, _evaluated(model), "<image>", _picture, process)
+    return TinyMediaModel(folder, model, "<image>", _picture, process)
 
 
 def save_voxtral(folder: Path) -> TinyMediaModel:
     """Save a tiny Voxtral, whose stretches are 0.32 s long and have 4 features."""
     save_byte_tokenizer(folder, ["[AUDIO]"], _TEMPLATE % "[AUDIO]")
-    torch.manual_seed(0)
     config = VoxtralConfig(
         audio_config={
             "hidden_size": 32,
@@ -159,9 +155,7 @@ def save_voxtral(folder: Path) -> TinyMediaModel:
         text_config={"model_type": "llama", **TEXT},
         audio_token_id=257,
     )
-    model = VoxtralForConditionalGeneration(config)
-    _spread(model)
-    model.save_pretrained(folder)
+    model = _saved(VoxtralForConditionalGeneration, config, folder)
     extractor: Any = WhisperFeatureExtractor(feature_size=16)
     extractor.save_pretrained(folder)
     tokenizer: Any = AutoTokenizer.from_pretrained(folder)
@@ -184,7 +178,7 @@ def save_voxtral(folder: Path) -> TinyMediaModel:
         inputs = dict(tokenizer(text, add_special_tokens=False, return_tensors="pt"))
         return {**inputs, "input_features": torch.cat(stretches)} if stretches else inputs
 
-    return TinyMediaModel(folder, _evaluated(model), "[AUDIO]", _sound, process)
+    return TinyMediaModel(folder, model, "[AUDIO]", _sound, process)
 
 
 def save_qwen3_asr(folder: Path) -> TinyMediaModel:
@@ -192,7 +186,6 @@ def save_qwen3_asr(folder: Path) -> TinyMediaModel:
     audio_tokens = ["<|audio_pad|>", "<|audio_start|>", "<|audio_end|>"]
     written = "<|audio_start|><|audio_pad|><|audio_end|>"
     save_byte_tokenizer(folder, audio_tokens, _TEMPLATE % written)
-    torch.manual_seed(0)
     config = Qwen3ASRConfig(
         audio_config={
             "model_type": "qwen3_asr_encoder",
@@ -210,9 +203,7 @@ def save_qwen3_asr(folder: Path) -> TinyMediaModel:
         eos_token_id=256,
         tie_word_embeddings=False,
     )
-    model = Qwen3ASRForConditionalGeneration(config)
-    _spread(model)
-    model.save_pretrained(folder)
+    model = _saved(Qwen3ASRForConditionalGeneration, config, folder)
     extractor = Qwen3ASRFeatureExtractor()
     extractor.save_pretrained(folder)
     tokenizer: Any = AutoTokenizer.from_pretrained(folder)
@@ -248,7 +239,7 @@ def save_qwen3_asr(folder: Path) -> TinyMediaModel:
             "input_features_mask": padded("input_features_mask"),
         }
 
-    return TinyMediaModel(folder, _evaluated(model), written, _sound, process)
+    return TinyMediaModel(folder, model, written, _sound, process)
 
 
 def save_qwen_vl(folder: Path, classes: tuple[Any, Any], vision: dict[str, Any]) -> TinyMediaModel:
@@ -256,7 +247,6 @@ def save_qwen_vl(folder: Path, classes: tuple[Any, Any], vision: dict[str, Any])
     written = "<|vision_start|><|image_pad|><|vision_end|>"
     tokens = ["<|image_pad|>", "<|video_pad|>", "<|vision_start|>", "<|vision_end|>"]
     save_byte_tokenizer(folder, tokens, _TEMPLATE % written)
-    torch.manual_seed(0)
     rope = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [2, 1, 1]}
     config = classes[0](
         vision_config={
@@ -273,9 +263,7 @@ def save_qwen_vl(folder: Path, classes: tuple[Any, Any], vision: dict[str, Any])
         vision_end_token_id=260,
         tie_word_embeddings=False,
     )
-    model = classes[1](config)
-    _spread(model)
-    model.save_pretrained(folder)
+    model = _saved(classes[1], config, folder)
     images = Qwen2VLImageProcessorPil(
         size={"shortest_edge": 256, "longest_edge": 2560}, patch_size=4, merge_size=2
     )
@@ -293,7 +281,7 @@ def save_qwen_vl(folder: Path, classes: tuple[Any, Any], vision: dict[str, Any])
         types = (inputs["input_ids"] == 257).int()
         return {**inputs, **pictures, "mm_token_type_ids": types}
 
-    return TinyMediaModel(folder, _evaluated(model), written, _picture, process)
+    return TinyMediaModel(folder, model, written, _picture, process)
 
 
 def save_qwen2_vl(folder: Path) -> TinyMediaModel:
@@ -345,17 +333,20 @@ def _samples(medium: Media) -> NDArray[np.float32]:
     return np.frombuffer(medium.samples, dtype="<f4").copy()
 
 
-def _evaluated(model: Any) -> PreTrainedModel:
-    evaluated: PreTrainedModel = model.eval()
-    return evaluated
+def _saved(model_class: Any, config: Any, folder: Path) -> PreTrainedModel:
+    """Save a model with random weights, and return it.
 
-
-def _spread(model: PreTrainedModel) -> None:
-    """Make random weights so large that pictures and positions decide the tokens."""
+    They are so large that pictures and positions decide the tokens.
+    """
+    torch.manual_seed(0)
+    model: PreTrainedModel = model_class(config)
     with torch.no_grad():
         for name, weight in model.named_parameters():
             if weight.dim() > 1 and "embed_tokens" not in name:
                 weight.normal_(0, 0.25)
+    model.save_pretrained(folder)
+    evaluated: PreTrainedModel = model.eval()
+    return evaluated
 
 
 SAVERS: dict[str, Callable[[Path], TinyMediaModel]] = {
