@@ -56,6 +56,7 @@ def check_agreement(
 
 
 def _counted(kinds: Sequence[str]) -> str:
-    return ", ".join(kinds[:16]) + (f" and {len(kinds) - 16} more" if len(kinds) > 16 else "") or (
-        "nothing"
-    )
+    if not kinds:
+        return "nothing"
+    rest = f" and {len(kinds) - 16} more" if len(kinds) > 16 else ""
+    return ", ".join(kinds[:16]) + rest
