@@ -14,8 +14,9 @@ from .adapter_gate import AdapterGate, AdapterResidence
 from .batch_builder import BatchBuilder
 from .batch_limits import BatchLimits
 from .block_pool import BlockPool
-from .guided_pairs import add_guided_chunks, guided_of, running_partner, without_partner
+from .guided_pairs import add_guided_chunks, guided_of, without_partner
 from .media_budget import MediaBudget
+from .preemption import Preemption
 from .prefix_cache import PrefixCache
 from .running_requests import RunningRequests
 from .scheduled_batch import ScheduledBatch, ScheduledRequest, VerifiedDrafts
@@ -91,6 +92,9 @@ class Scheduler:
         self.waiting = WaitingQueue()
         self._prefix_cache = PrefixCache(block_pool)
         self._running = RunningRequests(block_pool, self._prefix_cache)
+        self._preemption = Preemption(
+            block_pool, self.limits, self._running, self.waiting, self._prefix_cache
+        )
         self._ageing_s = ageing_s
         self._speculation = speculation
         self._adapters = AdapterGate(adapters)
@@ -120,9 +124,6 @@ class Scheduler:
     def num_waiting(self) -> int:
         """Waiting requests without guides."""
         return len(self.waiting) - self._num_guides_among(self.waiting)
-
-    def _num_guides_among(self, requests: Iterable[Request]) -> int:
-        return sum(each.is_guide for each in requests) if self._num_guides else 0
 
     def check_fits(self, request: Request) -> None:
         """Refuse a request that does not fit into an empty pool.
@@ -185,11 +186,11 @@ class Scheduler:
         need_block = [each for each in schedulable if each.num_computed_tokens >= each.num_slots]
         if is_in_flight and len(need_block) > self.block_pool.num_free_blocks:
             return ScheduledBatch()
-        preempted = self._allocate_blocks(need_block)
-        preemptible = self._preemptible_by_priority()
+        preempted = self._preemption.allocate_blocks(need_block)
+        preemptible = self._preemption.preemptible_by_priority()
         if is_in_flight and preemptible:
             return ScheduledBatch()
-        preempted += self._preempt_by_priority(preemptible)
+        preempted += self._preemption.preempt_by_priority(preemptible)
         if preempted:
             schedulable = self._running.schedulable
         decodes, prefills = self._split_decodes(schedulable)
@@ -202,40 +203,12 @@ class Scheduler:
         chunks = (*builder.chunks, *builder.pooled_chunks)
         is_stuck = not (decodes or chunks or is_in_flight) and self.has_requests
         if is_stuck and self._can_make_room_for_partner():
-            preempted += self._preempt(self.running[-1])
+            preempted += self._preemption.preempt(self.running[-1])
             batch = self.schedule()
             return replace(batch, preempted=(*preempted, *batch.preempted))
         is_held_back = is_stuck and self._adapters.holds_back(self.waiting)
         assert not is_stuck or is_held_back, "requests wait, and none can be computed"
         return self._batch(decodes, chunks, preempted)
-
-    def _can_make_room_for_partner(self) -> bool:
-        """Return whether a stuck scheduler gets on by preempting its last running request.
-
-        All running requests wait for partners that do not fit, and that of the first needs room. It
-        may wait itself, behind a request whose adapter has no room beside its own.
-        """
-        num_kept = 0 if self._adapters.is_used else 1
-        return self._num_guides > 0 and len(self.running) > num_kept
-
-    def _batch(
-        self,
-        decodes: Sequence[Request],
-        chunks: tuple[ScheduledRequest, ...],
-        preempted: Sequence[Request],
-    ) -> ScheduledBatch:
-        def has_any(needs: Callable[[Request], bool]) -> bool:
-            return any(map(needs, decodes)) or any(needs(item.request) for item in chunks)
-
-        return ScheduledBatch(
-            decodes=tuple(decodes),
-            decode_starts=[each.num_computed_tokens for each in decodes],
-            chunks=chunks,
-            preempted=tuple(preempted),
-            in_batch_sharers=tuple(self._in_batch_sharers),
-            has_adapters=self._adapters.is_used and has_any(lambda it: it.adapter is not None),
-            is_steered=self._num_steered > 0 and has_any(lambda it: it.steering is not None),
-        )
 
     def mark_launched(self, batch: ScheduledBatch) -> None:
         """Count the tokens of a launched step as computed, and those it samples as pending."""
@@ -309,7 +282,7 @@ class Scheduler:
         in_batch = sorted(batch.requests, key=rank_of)
         kept = set(in_batch[: self.limits.max_num_seqs])
         outside = [request for request in reversed(self.running) if request not in kept]
-        preempted = [each for request in outside for each in self._preempt(request)]
+        preempted = [each for request in outside for each in self._preemption.preempt(request)]
         return preempted, None
 
     def finish(self, request: Request, *, is_kv_finite: bool = True) -> None:
@@ -374,78 +347,36 @@ class Scheduler:
         decodes = [request for request in schedulable if request not in prefilling]
         return decodes, [request for request in schedulable if request in prefilling]
 
-    def _allocate_blocks(self, need_block: Iterable[Request]) -> list[Request]:
-        """Allocate a block to each request, first rank first; return the preempted requests."""
-        preempted: list[Request] = []
-        for request in need_block:
-            while request.block_ids and self.block_pool.num_free_blocks == 0:
-                # The last one may be this request itself.
-                preempted += self._preempt(self.running[-1])
-            if request.block_ids:
-                self._running.allocate_block(request)
-        return preempted
+    def _can_make_room_for_partner(self) -> bool:
+        """Return whether a stuck scheduler gets on by preempting its last running request.
 
-    def _preemptible_by_priority(self) -> list[Request]:
-        """List the running requests whose preemption makes room for the first waiting request.
-
-        Returns:
-            All running requests of lower priority and later rank, the last first. Empty if the
-            waiting request fits without preemption, or not even with it.
+        All running requests wait for partners that do not fit, and that of the first needs room. It
+        may wait itself, behind a request whose adapter has no room beside its own.
         """
-        urgent = self.waiting.first()
-        if urgent is None:
-            return []
-        preemptible = [
-            request
-            for request in reversed(self.running)
-            if request.priority > urgent.priority and request.rank > urgent.rank
-        ]
-        if not preemptible or self._fits(urgent):
-            return []
-        # A block that two of them share is not counted, so this may refuse one step too early.
-        gained = frozenset(
-            block_id
-            for request in preemptible
-            for block_id in request.block_ids
-            if self.block_pool.ref_count(block_id) == 1
+        num_kept = 0 if self._adapters.is_used else 1
+        return self._num_guides > 0 and len(self.running) > num_kept
+
+    def _batch(
+        self,
+        decodes: Sequence[Request],
+        chunks: tuple[ScheduledRequest, ...],
+        preempted: Sequence[Request],
+    ) -> ScheduledBatch:
+        def has_any(needs: Callable[[Request], bool]) -> bool:
+            return any(map(needs, decodes)) or any(needs(item.request) for item in chunks)
+
+        return ScheduledBatch(
+            decodes=tuple(decodes),
+            decode_starts=[each.num_computed_tokens for each in decodes],
+            chunks=chunks,
+            preempted=tuple(preempted),
+            in_batch_sharers=tuple(self._in_batch_sharers),
+            has_adapters=self._adapters.is_used and has_any(lambda it: it.adapter is not None),
+            is_steered=self._num_steered > 0 and has_any(lambda it: it.steering is not None),
         )
-        would_fit = self._fits(urgent, num_preempted=len(preemptible), gained=gained)
-        return preemptible if would_fit else []
 
-    def _preempt_by_priority(self, preemptible: Iterable[Request]) -> list[Request]:
-        """Preempt requests one by one until the first waiting request fits."""
-        urgent = self.waiting.first()
-        preempted: list[Request] = []
-        for request in preemptible:
-            if urgent is None or self._fits(urgent):
-                break
-            preempted += self._preempt(request)
-        return preempted
-
-    def _fits(
-        self, request: Request, *, num_preempted: int = 0, gained: frozenset[int] = frozenset()
-    ) -> bool:
-        """Return whether a waiting request could be admitted once others are preempted."""
-        num_running = len(self.running) - num_preempted
-        if num_running >= self.limits.max_num_seqs:
-            return False
-        pool = self.block_pool
-        cached = self._prefix_cache.find(request)
-        needed = pool.blocks_for(request.num_tokens) - len(cached)
-        num_kept = pool.num_free_among(cached) + len(gained.intersection(cached))
-        return needed + num_running <= pool.num_free_blocks + len(gained) - num_kept
-
-    def _preempt(self, request: Request) -> list[Request]:
-        """Preempt a request that may run, and the other of a pair; return those that ran."""
-        if request.status is not RequestStatus.RUNNING:
-            return []
-        partner = running_partner(request)
-        preempted = [request] if partner is None else [request, partner]
-        for each in preempted:
-            self._running.release(each, RequestStatus.PREEMPTED)
-            each.metrics.num_preemptions += 1
-            self.waiting.add(each)
-        return preempted
+    def _num_guides_among(self, requests: Iterable[Request]) -> int:
+        return sum(each.is_guide for each in requests) if self._num_guides else 0
 
     def _take_back_in_batch_sharers(self) -> None:
         """Return requests to the queue whose first blocks an unlaunched step was to compute."""
