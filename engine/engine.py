@@ -340,6 +340,11 @@ class Engine:
         """Digests of the LoRA adapters in memory; as cheap as `load`."""
         return [] if self._adapters is None else self._adapters.resident
 
+    @property
+    def media_kinds(self) -> tuple[str, ...]:
+        """Kinds of media that the model takes."""
+        return () if self._loaded.media is None else (self._loaded.media.kind,)
+
     def provide_memory(self, timeout_s: float) -> bool:
         """Use spare time to pre-fault the memory of the KV cache, before a step needs it.
 

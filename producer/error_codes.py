@@ -272,9 +272,9 @@ ERROR_CODES: Final = (
     ),
     ErrorCode(
         "media_unavailable",
-        "The worker lacks the packages that decode pictures and sounds.",
+        "No worker has the packages that decode pictures and sounds.",
         "install the extra `media`, as the message says",
-        (RECORD,),
+        (SUBMIT, RECORD),
     ),
     ErrorCode(
         "traces_unavailable",

@@ -91,7 +91,7 @@ class RequestIntake:
         """
         check_arguments(request_id, params, SamplingParams, priority, cache_salt)
         self._check_generates()
-        expanded = self._media_intake.expand(prompt, media, params)
+        expanded = self._media_intake.expand(prompt, media, params, cache_salt)
         if expanded is None:
             prompt_token_ids = self._prompt_token_ids(prompt, params)
         else:

@@ -13,7 +13,7 @@ from batchmill.engine.errors import RequestError
 from batchmill.engine.loading.loading import LoadedModel
 from batchmill.engine.media.agreement import check_agreement
 from batchmill.engine.media.model import MediaModel
-from batchmill.engine.request.media import MediaItem, PromptMedia, positions_of
+from batchmill.engine.request.media import MediaItem, PromptMedia, positions_of, salted_item
 from batchmill.engine.request.sampling_params import SamplingParams
 from batchmill.engine.text.chat import Chat
 
@@ -36,9 +36,15 @@ class MediaIntake:
         self._model_name = Path(config.model).name
 
     def expand(
-        self, prompt: object, media: Sequence[Media], params: SamplingParams
+        self,
+        prompt: object,
+        media: Sequence[Media],
+        params: SamplingParams,
+        cache_salt: str | None = None,
     ) -> ExpandedPrompt | None:
         """Return the tokens of a chat with media; None for a prompt without.
+
+        Features are shared only by requests of the same salt.
 
         Raises:
             RequestError: the media do not suit the prompt or the model, or are too long.
@@ -53,7 +59,7 @@ class MediaIntake:
                 "unsupported_parameter",
                 "truncate_prompt_tokens would cut pictures or sounds in pieces: leave it out",
             )
-        items = [self._model.item_of(each) for each in media]
+        items = [salted_item(self._model.item_of(each), cache_salt) for each in media]
         self._check_length(items)
         text = self._expanded_text(prompt, items, self._model)
         most = self._max_model_len - 1

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import struct
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -110,6 +110,18 @@ class PromptMedia:
 def positions_of(token_id: int | None, token_ids: Sequence[int]) -> NDArray[np.int64]:
     """Return the ascending positions of a token in a prompt, int64."""
     return np.flatnonzero(np.array(token_ids) == token_id).astype(np.int64)
+
+
+def salted_item(item: MediaItem, cache_salt: str | None) -> MediaItem:
+    """Return an item whose features only requests of the same salt share.
+
+    How long a request takes tells whether the features of its picture were in memory.
+    """
+    if cache_salt is None:
+        return item
+    salt = cache_salt.encode(errors="surrogatepass")
+    digest = hashlib.blake2b(item.digest + salt, digest_size=32, person=b"salted item")
+    return replace(item, digest=digest.digest())
 
 
 def item_digest(content_digest: bytes, settings: str) -> bytes:

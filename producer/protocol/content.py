@@ -118,9 +118,12 @@ class Fingerprint:
 class KeyIds:
     """An argument that lists the keys of whoever runs the script, with spaces between them."""
 
+    #: What it can do besides, as `sealed_with` of a record names it.
+    abilities: tuple[str, ...] = ()
+
     def resolved(self, cipher: Cipher) -> str:
         """Return the argument to send."""
-        return " ".join(cipher.key_ids)
+        return " ".join((*cipher.key_ids, *self.abilities))
 
 
 @dataclass(frozen=True, slots=True)

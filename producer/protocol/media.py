@@ -22,6 +22,10 @@ FIELD: Final = "media"
 MAX_WAIT_FOR_JOB_MS: Final = 300_000
 #: Stands in a record for a medium that is not known yet: its URL has not been fetched.
 UNKNOWN: Final = "-"
+#: The extra of this package that decodes media; a heartbeat names it if it is missing.
+MEDIA_EXTRA: Final = "media"
+#: By kind, what stands among the keys that a job needs for the ability to decode its media.
+DECODES: Final = {"image": "@images", "audio": "@sounds"}
 ID_PATTERN: Final = r"^med_[0-9a-f]{64}$"
 _ID = re.compile(ID_PATTERN)
 _NAME = re.compile(r"[0-9a-f]{64}")

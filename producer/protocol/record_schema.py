@@ -114,12 +114,13 @@ class RecordFields(BaseModel):
     version_refusals: Number | None = None
     """Claims by workers that do not know the record's version."""
     sealed_with: str | None = None
-    """Ids of the encryption keys that its content was sealed with, separated by spaces; `@payloads`
-    among them says that its document is in an object store."""
+    """Ids of the encryption keys that its content was sealed with, separated by spaces; and
+    what a worker must be able to do besides: `@payloads` (read its object store), `@images` and
+    `@sounds` (decode them)."""
     payloads: str | None = None
     """Names of its objects outside Redis, separated by spaces."""
     key_refusals: Number | None = None
-    """Claims by workers that do not have these keys, or no object store."""
+    """Claims by workers that do not have these keys or abilities."""
     not_before_ms: Moment | None = None
     api_key: str | None = None
     """Id of the API key by which the job came through the gateway."""

@@ -121,6 +121,11 @@ class WorkerInfo:
     kinds: tuple[str, ...] = ("generate",)
     #: Digests of the LoRA adapters in memory.
     adapters: tuple[str, ...] = ()
+    #: Kinds of media that its jobs may have (`image`, `audio`); None in the heartbeats of older
+    #: versions.
+    media: tuple[str, ...] | None = None
+    #: Extras that are not installed, and without which it leaves jobs that its model could run.
+    lacks: tuple[str, ...] = ()
     #: Gauges for people and dashboards (free blocks …). Progress estimates use `jobs` (in flight)
     #: and `tokens_per_s`; the others may change. `draft_tokens` and `accepted_tokens` (since the
     #: engine started) are present if prompt lookup is on.
@@ -216,12 +221,14 @@ def read_worker(text: bytes) -> WorkerInfo | None:
         known["versions"] = tuple(known["versions"])
         known["kinds"] = tuple(known.get("kinds", ("generate",)))
         known["adapters"] = tuple(known.get("adapters", ()))
+        known["media"] = None if known.get("media") is None else tuple(known["media"])
+        known["lacks"] = tuple(known.get("lacks", ()))
         known["stats"] = _gauges(known.get("stats") or {})
         info = WorkerInfo(**known)
     except (ValueError, TypeError, KeyError, RecursionError, AttributeError):
         return None
     texts = (info.name, info.model, info.state, info.session, *info.queues, *info.kinds)
-    texts += info.adapters
+    texts += (*info.adapters, *(info.media or ()), *info.lacks)
     numbers = (info.max_model_len, info.max_num_seqs, info.started_at_ms)
     are_texts = all(isinstance(text, str) for text in texts)
     are_numbers = all(type(number) is int and 0 <= number < 1 << 53 for number in numbers)

@@ -130,6 +130,8 @@ class ClaimRefusal(StrEnum):
     MISSING_KEY = "missing_key"
     #: Its document is in an object store, and the worker has none; another may have it.
     NO_PAYLOAD_STORE = "no_payload_store"
+    #: It has pictures or sounds, and the worker cannot decode them; another may.
+    NO_DECODER = "no_decoder"
     #: It ran in an engine of another identity, whose worker continues it.
     OTHER_ENGINE = "other_engine"
     #: The worker gets another job of the same tenant, whose prefix its engine holds.

@@ -13,7 +13,6 @@ from batchmill.producer.protocol import keys
 from batchmill.producer.protocol.calls.call import Read
 from batchmill.producer.protocol.content import Cipher, Unopened
 from batchmill.producer.protocol.opening import open_fields, open_output
-from batchmill.producer.protocol.payloads import READS_OBJECTS
 from batchmill.producer.protocol.replies import JobState
 from batchmill.producer.protocol.token_bytes import decode_tokens
 from batchmill.producer.results import JobResult
@@ -180,8 +179,8 @@ def new_output(job_id: str, position: StreamPosition) -> Read[list[Any]]:
 
 
 def _names_keys(sealed_with: bytes | None) -> bool:
-    """Return whether `sealed_with` names a key, and not only the ability to read objects."""
-    return any(name != READS_OBJECTS.encode() for name in (sealed_with or b"").split())
+    """Return whether `sealed_with` names a key, and not only abilities."""
+    return any(not name.startswith(b"@") for name in (sealed_with or b"").split())
 
 
 class StreamReader:

@@ -15,6 +15,7 @@ from batchmill.producer.protocol.calls import dead_letters as letter_calls
 from batchmill.producer.protocol.calls import jobs as job_calls
 from batchmill.producer.protocol.calls import workers as worker_calls
 from batchmill.producer.protocol.calls.new_job import NewJob
+from batchmill.producer.protocol.media import DECODES
 from batchmill.producer.protocol.records import (
     DeadLetter,
     DeadLetterKind,
@@ -109,6 +110,7 @@ class JobStore(OutboxStore):
         nonce: str | None = None,
         session: str = "",
         prefixes: Sequence[str] = (),
+        abilities: Sequence[str] = tuple(DECODES.values()),
     ) -> Claim | ClaimRefusal:
         """Take a queued job under a lease and a new fence, or return why not.
 
@@ -124,10 +126,11 @@ class JobStore(OutboxStore):
                 the end of its lease.
             prefixes: that the engine holds. A job of another one may be passed over for a job of
                 its tenant that has one of them.
+            abilities: what the worker can do; a job that needs another one is left to others.
         """
         nonce = nonce or keys.new_claim_nonce()
         return self.run(
-            job_calls.claim(job_id, owner, lease_ms, identity, nonce, session, prefixes)
+            job_calls.claim(job_id, owner, lease_ms, identity, nonce, session, prefixes, abilities)
         )
 
     def checkpoint(self, writes: Sequence[TokenWrite], *, lease_ms: int) -> list[WriteStatus]:

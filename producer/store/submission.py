@@ -17,6 +17,7 @@ from batchmill.producer.job.prefix import prefix_digest
 from batchmill.producer.job.retry import RetryPolicy
 from batchmill.producer.protocol import keys
 from batchmill.producer.protocol.calls.new_job import NO_LIMITS, NewJob, QueueLimits
+from batchmill.producer.protocol.media import DECODES
 from batchmill.producer.protocol.replies import JobState
 from batchmill.producer.settings import ProducerSettings
 from batchmill.producer.webhook.target import ForbiddenTarget, read_target
@@ -88,6 +89,7 @@ def prepare(job: GenerationJob, settings: ProducerSettings, *, job_id: str | Non
         lora=job.lora,
         steering=None if job.steering is None else job.steering.name,
         media=tuple(part.media for part in job.media),
+        needs=tuple(sorted({DECODES[part.type] for part in job.media})),
         new_media=new_media(job, settings),
         traceparent=job.traceparent,
         prefix=prefix_digest(job),

@@ -29,7 +29,8 @@ from batchmill.producer.protocol.media import media_id
 from batchmill.producer.protocol.replies import JobState
 
 from ..support.pictures import data_url, decoded, png, rendered
-from .conftest import Mill, expected_tokens
+from .command_line import call
+from .conftest import _RUN, Mill, expected_tokens
 
 
 def large_png() -> bytes:
@@ -251,6 +252,28 @@ def test_a_worker_that_is_killed_leaves_the_same_text_and_fetches_nothing_again(
     assert requests == ["/a.png"]
     for each in mill.workers:
         assert url not in each.log
+
+
+def test_a_worker_without_decoders_leaves_pictures_to_another(private_mill: Mill) -> None:
+    mill = private_mill
+    hide = "import batchmill.worker.media.decoder as d; d.find_spec = lambda name: None; "
+    plain = mill.start_worker(program=hide + _RUN)
+    beat = mill.heartbeat(plain)
+    assert beat is not None
+    assert (beat.media, beat.lacks) == ((), ("media",))
+    with Client(mill.url) as client:
+        job = client.submit(messages=ask({"type": "image", "image": png()}), max_tokens=4, seed=7)
+        mill.wait_for(lambda: "decoder_missing" in plain.log, "a refused claim")
+        assert "[media]" in plain.log
+        assert client.submit("text", max_tokens=2).result(timeout_s=60).text
+        assert mill.state(job.id) is JobState.QUEUED
+        doctor = call("doctor", "--broker-url", mill.url)
+        assert "lacks the extra media" in doctor.stdout
+        assert "[media]" in doctor.stdout
+        mill.start_worker("able")
+        expected = expected_tokens(rendered(decoded()), 4)
+        assert list(job.result(timeout_s=60).token_ids) == expected
+    assert mill.record(job.id).attempts == 1
 
 
 def lease_of(mill: Mill, job_id: str) -> float:

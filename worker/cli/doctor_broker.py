@@ -72,6 +72,7 @@ def _examine_server(client: Redis, url: str, name: str) -> Iterable[Finding]:
         yield Finding(f"{name} memory", Level.PROBLEM, f"maxmemory-policy is {policy}", remedy)
     yield from _examine_replicas(info, name)
     yield from _examine_inbox(client, name)
+    yield from _examine_workers(client, name)
     if not info.get("aof_enabled"):
         remedy = "set appendonly yes, or accept that a crash of the broker loses jobs"
         yield Finding(f"{name} persistence", Level.WARNING, "appendonly is off", remedy)
@@ -108,6 +109,18 @@ def _examine_replicas(info: Mapping[str, Any], name: str) -> Iterable[Finding]:
         )
         remedy = "start replicas, or lower the setting: until then each submit raises NotReplicated"
         yield Finding(f"{name} replicas", Level.PROBLEM, found, remedy)
+
+
+def _examine_workers(client: Redis, name: str) -> Iterable[Finding]:
+    """Warn of workers that leave jobs to others because an extra is not installed."""
+    from batchmill.producer.install_hint import install_command
+    from batchmill.producer.store.job_store import JobStore
+
+    for worker in JobStore(client).list_workers():
+        for extra in worker.lacks:
+            found = f"{worker.name} leaves jobs to others: it lacks the extra {extra}"
+            workers = name.replace("broker", "worker")
+            yield Finding(workers, Level.WARNING, found, f"install it: {install_command(extra)}")
 
 
 def _examine_inbox(client: Redis, name: str) -> Iterable[Finding]:

@@ -186,7 +186,13 @@ def _worker_columns(
         ]
         for w in workers
     ]
-    for name, cell_of in (("dtype", _dtype), ("prompt lookup", _drafts)):
+    optional = (
+        ("dtype", _dtype),
+        ("prompt lookup", _drafts),
+        ("media", lambda worker: ", ".join(worker.media or ())),
+        ("lacks", lambda worker: ", ".join(worker.lacks)),
+    )
+    for name, cell_of in optional:
         cells = [cell_of(worker) for worker in workers]
         if any(cells):  # the stub has no dtype, and prompt lookup is off by default
             columns.append(name)

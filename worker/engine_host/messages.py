@@ -122,6 +122,8 @@ class Ready(_Message):
     drafts: DraftCounts | None = None
     #: Kinds of job that it serves.
     kinds: Sequence[str] = ("generate",)
+    #: Kinds of media that its model takes.
+    media: Sequence[str] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -105,6 +105,7 @@ class RealEngine:
             dtype=self._engine.dtype,
             drafts=self.drafts(),
             kinds=served_kinds(self._engine.pooling),
+            media=self._engine.media_kinds,
         )
 
     def add(self, request: AddRequest) -> None:

@@ -20,7 +20,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from batchmill.engine.contract.media import media_kinds
+from batchmill.engine.contract.media import MEDIA_KINDS, media_kinds
 
 from .hosted_engine import RequestRefused, StepOutput
 from .messages import AddRequest, DraftCounts, EngineLoad, EngineWork, Finished, Ready
@@ -158,6 +158,7 @@ class StubEngine:
             config.block_size,
             config.max_model_len,
             kinds=("generate", "decide"),
+            media=MEDIA_KINDS,
         )
 
     def add(self, request: AddRequest) -> None:

@@ -21,6 +21,7 @@ from batchmill.producer.store.replication import replica_wait
 from .adapters import RegisteredNames
 from .check_turns import CheckTurns
 from .file_store import FileStore
+from .media_takers import MediaTakers
 from .settings import GatewaySettings
 from .shard_stores import ShardStores
 
@@ -52,6 +53,7 @@ class Backend:
         self._has_intake = asyncio.Event()
         self._served: dict[str, int] = {}
         self._kinds: dict[str, set[str]] = {}
+        self._media: dict[str, MediaTakers] = {}
         self._served_until = 0.0
         #: Shards whose workers are not known, because they did not reply.
         self.unknown_shards: tuple[str, ...] = ()
@@ -94,9 +96,10 @@ class Backend:
         if time.monotonic() >= self._served_until:
             found = await self.shards.each(AsyncStore.list_workers)
             served: dict[str, int] = {}
-            self._kinds, self.unknown_shards = {}, found.missing
+            self._kinds, self._media, self.unknown_shards = {}, {}, found.missing
             for worker in (worker for workers in found.values for worker in workers):
                 self._kinds.setdefault(worker.model, set()).update(worker.kinds)
+                self._media.setdefault(worker.model, MediaTakers()).add(worker)
                 since = worker.started_at_ms // 1000
                 served[worker.model] = min(since, served.get(worker.model, since))
             self._served, self._served_until = served, time.monotonic() + _WORKERS_S
@@ -122,6 +125,18 @@ class Backend:
     def kinds_of(self, model: str) -> list[str]:
         """Return the kinds of job that live workers serve with a model of `served_models`."""
         return sorted(self._kinds.get(model, ()))
+
+    def media_of(self, model: str) -> list[str]:
+        """Return the kinds of media that live workers take for a model of `served_models`."""
+        return sorted(self._media.get(model, MediaTakers()).kinds)
+
+    async def media_takers(self, model: str) -> MediaTakers | None:
+        """Return what is known of the pictures and sounds that a model's workers take.
+
+        None if nothing is: it has no live worker, or a shard does not reply.
+        """
+        await self.served_models()
+        return None if self.unknown_shards else self._media.get(model)
 
     async def is_known_model(self, model: str) -> bool:
         """Return whether jobs of a model can be served, as far as can be told.

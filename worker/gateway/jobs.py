@@ -26,6 +26,7 @@ from .adapters import resolve_model
 from .api_errors import invalid
 from .backend import Backend
 from .caller import check_class, check_model, take_rate, unknown_model
+from .media_takers import check_media_taken
 from .request_spans import traceparent_of_request
 
 Value = TypeVar("Value")
@@ -50,7 +51,10 @@ async def checked_job(
             "idempotency_key",
         )
     job = await check_fields(backend, key, fields)
-    await check_served(backend, job.model or backend.settings.served_name)
+    model = job.model or backend.settings.served_name
+    await check_served(backend, model)
+    if job.media:
+        check_media_taken(await backend.media_takers(model), model, {x.type for x in job.media})
     return job
 
 

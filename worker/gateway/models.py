@@ -76,7 +76,8 @@ def _openai(backend: Backend, listed: _Listed) -> dict[str, Any]:
     }
     if listed.parent is not None:
         model["parent"] = listed.parent
-    return model | {"kinds": backend.kinds_of(listed.parent or listed.name)}
+    served = listed.parent or listed.name
+    return model | {"kinds": backend.kinds_of(served), "media": backend.media_of(served)}
 
 
 def _anthropic(name: str, since: int) -> dict[str, Any]:

@@ -6,9 +6,11 @@ import time
 from collections.abc import Callable
 
 from batchmill.producer.protocol import keys
+from batchmill.producer.protocol.media import MEDIA_EXTRA
 from batchmill.producer.protocol.records import WorkerInfo
 from batchmill.producer.store.job_store import JobStore
 from batchmill.worker.engine_host.engine_link import EngineLink
+from batchmill.worker.media.decoder import can_decode
 from batchmill.worker.metrics.autoscaling import SPEED_STAT
 from batchmill.worker.settings import WorkerSettings
 
@@ -83,6 +85,7 @@ class Heartbeat:
         """
         ready = self._link.ready
         settings, config = self._settings, self._settings.engine_config
+        media = tuple(kind for kind in (() if ready is None else ready.media) if can_decode(kind))
         num_connections = self._store.announce_worker(
             WorkerInfo(
                 name=self._name,
@@ -97,6 +100,8 @@ class Heartbeat:
                 session=self._session,
                 kinds=("generate",) if ready is None else tuple(ready.kinds),
                 adapters=tuple(self._link.load.adapters),
+                media=media,
+                lacks=() if ready is None or media == tuple(ready.media) else (MEDIA_EXTRA,),
                 stats=self.stats(),
             ),
             timeout_ms=int(settings.session_timeout_s * 1000),

@@ -11,16 +11,19 @@ import structlog
 from redis.exceptions import RedisError
 
 from batchmill.producer.errors import BatchmillError, ContentChanged, JobRejected
+from batchmill.producer.install_hint import install_command
 from batchmill.producer.job.document import GenerationJob
 from batchmill.producer.job.validation import parse_document
 from batchmill.producer.protocol import keys
 from batchmill.producer.protocol.attempts import AttemptCause
+from batchmill.producer.protocol.media import DECODES, MEDIA_EXTRA
 from batchmill.producer.protocol.payloads import is_reference
 from batchmill.producer.protocol.replies import Claim, ClaimRefusal, JobState, ReleaseCause
 from batchmill.producer.store.job_store import JobStore
 from batchmill.producer.store.reply_errors import unusable_record_error
 from batchmill.producer.store.submission import check_retry
 from batchmill.worker.engine_host.messages import AddRequest
+from batchmill.worker.media.decoder import can_decode
 from batchmill.worker.metrics.worker_meter import JobMeter
 from batchmill.worker.settings import WorkerSettings
 
@@ -179,6 +182,7 @@ class JobClaimer:
             nonce=parked.nonce,
             session=self._session,
             prefixes=prefixes,
+            abilities=[ability for kind, ability in DECODES.items() if can_decode(kind)],
         )
         if isinstance(claim, ClaimRefusal):
             self._on_refused(task, claim)
@@ -200,6 +204,13 @@ class JobClaimer:
                 job_id=task.task_id,
                 remedy="the job is in an object store, and this worker has none: set "
                 "BATCHMILL_PAYLOAD_URL; meanwhile the job is left to other workers",
+            )
+        if why is ClaimRefusal.NO_DECODER:
+            _log.warning(
+                "decoder_missing",
+                job_id=task.task_id,
+                remedy="the job has pictures or sounds, and this worker lacks packages that decode "
+                f"them: {install_command(MEDIA_EXTRA)}; meanwhile the job is left to other workers",
             )
         if why is ClaimRefusal.MISSING_KEY:
             _log.warning(

@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 from dataclasses import dataclass
+from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Final
@@ -18,6 +19,7 @@ from typing import Final
 from batchmill.engine.contract.media import Audio, Image, Media
 from batchmill.producer.install_hint import install_command
 from batchmill.producer.job.media_format import FORMATS, check_kind
+from batchmill.producer.protocol.media import MEDIA_EXTRA
 
 from . import decode_process as process
 from .errors import INVALID, TOO_LARGE, UNAVAILABLE, MediaError
@@ -241,12 +243,18 @@ def missing_packages(kind: str) -> list[str]:
     return [name for name in _PACKAGES[kind] if find_spec(name) is None]
 
 
+@cache
+def can_decode(kind: str) -> bool:
+    """Return whether the packages that decoding a kind needs are installed."""
+    return not missing_packages(kind)
+
+
 def _check_packages(kind: str) -> None:
     if missing := missing_packages(kind):
         raise MediaError(
             UNAVAILABLE,
             f"the {kind} cannot be decoded: this worker lacks {', '.join(missing)}: "
-            f"{install_command('media')}",
+            f"{install_command(MEDIA_EXTRA)}",
         )
 
 

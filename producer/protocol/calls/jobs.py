@@ -95,6 +95,7 @@ def submit(job: NewJob, *, is_adopted: bool = False) -> Call[SubmitReply]:
         "prefix": Fingerprint(job.prefix, job.tenant) if job.prefix else None,
         "lora": job.lora,
         "media": MediaNames(job.media, job.tenant) if job.media else None,
+        "needs": " ".join(job.needs) or None,
         "steering": job.steering,
     }
     if job.limits is not NO_LIMITS:
@@ -130,6 +131,7 @@ def claim(
     nonce: str,
     session: str = "",
     prefixes: Sequence[str] = (),
+    abilities: Sequence[str] = (),
 ) -> Call[Claim | ClaimRefusal]:
     """Take a queued job under a lease, or find the claim that the same nonce has made.
 
@@ -185,7 +187,16 @@ def claim(
             document = opened(cipher, document, Place(job_id, "doc"))
         return [b"CLAIMED", fence, document, tokens, *rest, is_open]
 
-    args = (job_id, owner, lease_ms, identity, nonce, session, os.getpid(), KeyIds())
+    args = (
+        job_id,
+        owner,
+        lease_ms,
+        identity,
+        nonce,
+        session,
+        os.getpid(),
+        KeyIds(tuple(abilities)),
+    )
     return Call(
         "claim",
         (*args, " ".join(prefixes), *keys.SUPPORTED_VERSIONS),

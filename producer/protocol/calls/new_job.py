@@ -102,7 +102,9 @@ class NewJob:
     lora: str | None = None
     #: Ids of its pictures and sounds, in order; None for each whose URL is not fetched yet.
     media: tuple[str | None, ...] = ()
-    #: Those of them that the caller sent along.
+    #: What a worker must be able to do besides having keys; see `protocol/media.py`.
+    needs: tuple[str, ...] = ()
+    #: Those of its media that the caller sent along.
     new_media: tuple[NewMedia, ...] = field(default=(), repr=False)
     #: Name of its steering vector; None without one.
     steering: str | None = None

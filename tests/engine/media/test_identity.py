@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from batchmill.engine.contract.media import Audio, Image
-from batchmill.engine.request.media import MediaItem, PromptMedia, item_digest
+from batchmill.engine.request.media import MediaItem, PromptMedia, item_digest, salted_item
 from batchmill.engine.request.request import Request
 from batchmill.engine.request.sampling_params import SamplingParams
 from batchmill.engine.scheduling.block_pool import BlockPool
@@ -76,6 +76,14 @@ def test_settings_and_content_are_both_part_of_the_identity() -> None:
     }
     assert len(digests) == 5
     assert item(1, 1).digest == item(1, 1).digest
+
+
+def test_features_are_shared_by_requests_of_one_salt() -> None:
+    plain = item(1, 4)
+    assert salted_item(plain, None) is plain
+    digests = [salted_item(plain, salt).digest for salt in ("a", "a", "b")]
+    assert digests[0] == digests[1]
+    assert len({plain.digest, *digests}) == 3
 
 
 def test_slices_are_the_features_of_a_part_of_the_prompt() -> None:

@@ -287,7 +287,7 @@ def test_a_changed_object_is_noticed(large: Bench, folder: Path, change: str) ->
     (path,) = folder.glob("j.*")
     content = path.read_bytes()
     if change == "other bytes":
-        path.write_bytes(content[:-1] + b"!")
+        path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
     elif change == "longer":
         path.write_bytes(content + b"!")
     else:

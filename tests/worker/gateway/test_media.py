@@ -12,6 +12,9 @@ import pytest
 from openai import OpenAI
 
 from batchmill.producer.job.validation import parse_job
+from batchmill.producer.protocol.records import WorkerInfo
+from batchmill.worker.gateway.api_errors import ApiError
+from batchmill.worker.gateway.media_takers import MediaTakers, check_media_taken
 from batchmill.worker.gateway.message_request import read_message_request
 from batchmill.worker.gateway.response_request import read_response
 
@@ -93,3 +96,41 @@ def test_urls_of_both_apis_reach_the_job() -> None:
     item = {"role": "user", "content": [{"type": "input_image", "image_url": URL}]}
     fields, _ = read_response({"model": "demo", "input": [item]})
     assert [part.url for part in parse_job(fields).media] == [URL]
+
+
+def takers_of(*workers: dict[str, Any]) -> MediaTakers:
+    """Return what heartbeats of workers with these fields say."""
+    takers = MediaTakers()
+    for fields in workers:
+        takers.add(
+            WorkerInfo("w", "demo", "", (), 1, 1, 1, **{"state": "ready", "versions": (), **fields})
+        )
+    return takers
+
+
+@pytest.mark.parametrize(
+    ("workers", "code"),
+    [
+        pytest.param([{"media": ()}], "unsupported_parameter", id="model-of-text"),
+        pytest.param([{"media": ("audio",)}], "unsupported_parameter", id="model-of-sounds"),
+        pytest.param([{"media": (), "lacks": ("media",)}], "media_unavailable", id="no-extra"),
+        pytest.param([{"media": (), "lacks": ("media",)}, {"media": ("image",)}], None, id="one"),
+        pytest.param([{"media": ()}, {"media": (), "state": "starting"}], None, id="one-starts"),
+        pytest.param([{"media": None}], None, id="older-version"),
+    ],
+)
+def test_a_picture_that_no_worker_takes_is_refused_at_submit(
+    workers: list[dict[str, Any]], code: str | None
+) -> None:
+    takers = takers_of(*workers)
+    if code is None:
+        check_media_taken(takers, "demo", {"image"})
+        return
+    with pytest.raises(ApiError, match="pictures") as refusal:
+        check_media_taken(takers, "demo", {"image"})
+    assert refusal.value.code == code
+    check_media_taken(None, "demo", {"image"})
+
+
+def test_models_say_which_media_they_take(openai: OpenAI) -> None:
+    assert openai.models.retrieve("demo").to_dict()["media"] == ["audio", "image"]

@@ -103,6 +103,8 @@ class Model(Object):
     owned_by: str
     kinds: list[str]
     """Kinds of job that its workers serve: `generate`, `embed`, `score` …"""
+    media: list[str]
+    """What messages may hold besides text: `image`, `audio`."""
 
 
 class Models(Listing):

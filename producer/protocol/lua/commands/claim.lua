@@ -1,7 +1,7 @@
 -- Give a queued job to a worker, under a lease and a new fence.
 -- KEYS: none. ARGV: id, owner, lease_ms, identity, nonce (unique per call), session, pid of the worker (for Celery),
--- ids of the worker's encryption keys (with spaces), prefixes that its engine holds (with spaces; '' = it does not look
--- for jobs with them), supported versions...
+-- ids of the worker's encryption keys and what it can do (with spaces), prefixes that its engine holds (with spaces; ''
+-- = it does not look for jobs with them), supported versions...
 -- Reply: {CLAIMED, fence, document, token bytes, numbers with spaces between them (attempts, alone, deadline_at_ms,
 -- which is -1 if there is none, enqueued_at_ms, started_at_ms, now, suspect, celery_result, retries, claimed_at_ms of
 -- the first call with this nonce), traceparent ('' = none), history (JSON, '' = none), prefix ('' = none), digest of
@@ -74,7 +74,8 @@ local function claim_job()
   if not supported then return leave_to_others('unsupported_version', 'version_refusals', MAX_REFUSAL_WAIT_MS) end
   local missing = job.sealed_with and missing_seal_key(job.sealed_with, ARGV[8])
   if missing then
-    local reason = missing == READS_PAYLOADS and 'no_payload_store' or 'missing_key'
+    local ability = string.sub(missing, 1, 1) == '@' and 'no_decoder'
+    local reason = missing == READS_PAYLOADS and 'no_payload_store' or ability or 'missing_key'
     return leave_to_others(reason, 'key_refusals', MAX_KEY_WAIT_MS)
   end
   if job.not_before_ms and redis.call('ZSCORE', SCHEDULED, id) then return refuse('scheduled') end

@@ -10,6 +10,7 @@ local known = {}
 local function add(key_id)
   if key_id and key_id ~= '-' then known[key_id] = true end
 end
+for each in string.gmatch(f[1] or '', '@%S+') do add(each ~= READS_PAYLOADS and each) end
 local piece, name, key_id = split_sealed(f[2] or ''), split_reference(f[2] or '')
 add(piece and piece.key_id)
 add(key_id)

@@ -8,10 +8,10 @@
 -- (comma-separated names; without it only the end) and webhook_secret (without it the default one), tags
 -- (comma-separated), max_tokens, celery_result ('1'), celery_headers with celery_embed (JSON: place in a Celery
 -- workflow, and what follows there), lora (name of its LoRA adapter), steering (name of its steering vector), media
--- (for each picture and sound, in order, the names under which it may be stored, with commas, or '-'), batch with
--- batch_index (place of the line, from 0), fingerprint, custom_id and endpoint; api_key and gateway (JSON), of a job
--- that came by the gateway; traceparent (without it that of its batch), prefix (names of the beginning of its prompt,
--- as of a fingerprint).
+-- (for each picture and sound, in order, the names under which it may be stored, with commas, or '-') with needs (what
+-- a worker must be able to do, with spaces), batch with batch_index (place of the line, from 0), fingerprint, custom_id
+-- and endpoint; api_key and gateway (JSON), of a job that came by the gateway; traceparent (without it that of its
+-- batch), prefix (names of the beginning of its prompt, as of a fingerprint).
 -- Reply: {CREATED, id}, {EXISTING, id}, {CONFLICT, id}, {FULL, limit's name, value, limit, bytes that the job needs
 -- itself}, {PAUSED, kind, name, JSON} (of the pause that refuses it), {TOO_LATE} (the deadline would pass before the
 -- job may run), {NO_ADAPTER, 'unknown' or 'model', model of the adapter, 'lora' or 'steering'}, {NO_MEDIA, place} or
@@ -136,6 +136,7 @@ put_each({ 'tags', 'api_key', 'gateway', 'traceparent' })
 put('lora', lora)
 put('steering', steering)
 put('media', media)
+put('sealed_with', job.needs)
 put('prefix', job.prefix and first_fingerprint(job.prefix))
 put_webhook()
 put_batch()
