@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Final
 
-from .decision import check_question, read_question
+from .decision import check_question, read_question, text_of
 from .errors import ContractError
 
 #: Field of a job, and the name of its plan.
@@ -34,5 +34,8 @@ def read_selection_question(given: Any) -> dict[str, Any]:
             f"question.type must be one of {', '.join(RANKED_TYPES)}: the options of others have "
             "no order"
         )
-    check_question("select", kind, question.get("criteria"))
+    criteria = question.get("criteria")
+    check_question("select", kind, criteria)
+    if not criteria and not text_of(question.get("instructions")).strip():
+        raise ContractError("question is empty: say what is asked about each sample")
     return question

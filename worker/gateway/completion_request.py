@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from batchmill.engine.contract.aliases import names_of
 from batchmill.producer.job.line import LineKind
 
 from .api_errors import invalid
@@ -63,6 +64,21 @@ def read_service_tier(fields: dict[str, Any]) -> None:
         return
     if fields.setdefault("priority", wanted) != wanted:
         raise invalid("service_tier and priority ask for different classes: give one of them")
+
+
+def check_one_output(fields: Mapping[str, Any], what: str) -> None:
+    """Check that a request of an API whose objects have one output asks for one.
+
+    Args:
+        fields: Of the job.
+        what: The object, for the error.
+
+    Raises:
+        ApiError: it asks for several.
+    """
+    for name in names_of("n"):
+        if fields.get(name) not in (None, 1):
+            raise invalid(f"{name} must be 1: a {what} has one output", name)
 
 
 def read_flag(fields: dict[str, Any], name: str) -> bool:

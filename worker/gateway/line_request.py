@@ -116,8 +116,6 @@ def _read(endpoint: str, body: Mapping[str, Any]) -> tuple[dict[str, Any], str]:
     if not options.store or options.previous_response_id is not None:
         name = "previous_response_id" if options.store else "store"
         raise unsupported(f"{name} in a line of a batch", name)
-    if fields.get("n") not in (None, 1):
-        raise invalid("n must be 1: a response has one output", "n")
     details = response_details(
         background=False,
         store=True,

@@ -10,7 +10,7 @@ from typing import Any
 from batchmill.engine.contract.reasoning import EFFORTS
 
 from .api_errors import invalid
-from .completion_request import read_flag, read_service_tier
+from .completion_request import check_one_output, read_flag, read_service_tier
 from .spec.body import unsupported
 from .spec.message_fields import MESSAGE
 
@@ -65,8 +65,7 @@ def read_message_request(body: Mapping[str, Any]) -> tuple[dict[str, Any], Messa
     _read_output_config(fields)
     _read_thinking(fields)
     read_service_tier(fields)
-    if fields.get("n") not in (None, 1):
-        raise invalid("n must be 1: a message has one output", "n")
+    check_one_output(fields, "message")
     return fields, options
 
 

@@ -9,7 +9,12 @@ from typing import Any
 from batchmill.engine.contract.reasoning import EFFORTS
 
 from .api_errors import invalid
-from .completion_request import read_flag, read_service_tier, read_stream_options
+from .completion_request import (
+    check_one_output,
+    read_flag,
+    read_service_tier,
+    read_stream_options,
+)
 from .response_input import read_input
 from .spec.body import unsupported
 from .spec.response_fields import INCLUDE_LOGPROBS, RESPONSE, WINDOWS_S
@@ -64,6 +69,7 @@ def read_response(body: Mapping[str, Any]) -> tuple[dict[str, Any], ResponseOpti
     _read_text(fields)
     _read_tools(fields)
     _read_reasoning(fields)
+    check_one_output(fields, "response")
     return fields, options
 
 

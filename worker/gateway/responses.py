@@ -29,8 +29,6 @@ async def create_response(request: Request) -> Response:
     if options.previous_response_id is not None:
         fields["messages"] = await _with_earlier(backend, key, fields["messages"], options)
     job = await checked_job(request, backend, key, fields)
-    if job.n != 1:
-        raise invalid("n must be 1: a response has one output", "n")
     details = response_details(
         background=options.background,
         store=options.store,

@@ -237,6 +237,8 @@ def test_a_response_of_another_tenant_does_not_exist(openai: OpenAI, site: Site)
         ),
         ({"extra_body": {"bogus": 1}}, "bogus"),
         ({"extra_body": {"n": 2}}, "n"),
+        ({"extra_body": {"num_return_sequences": 2}}, "num_return_sequences"),
+        ({"extra_body": {"select": {"by": "vote"}}}, "select"),
         ({"temperature": -1}, "temperature"),
     ],
 )

@@ -113,6 +113,16 @@ def test_the_result_has_the_selection_and_no_log_probabilities_that_were_not_ask
             "invalid_request",
             "list of levels",
         ),
+        (
+            {"n": 2, "select": {"by": "decision", "question": " \n"}},
+            "invalid_request",
+            "question is empty",
+        ),
+        (
+            {"n": 2, "select": {"by": "decision", "question": {"type": "yes_no"}}},
+            "invalid_request",
+            "question is empty",
+        ),
         ({"n": 2, "select": {"by": "luck"}}, "invalid_request", "select"),
         ({"n": 2, "select": {"by": "likelihood", "field": "x"}}, "invalid_request", "field has no"),
         ({"n": 2, "select": {"by": "vote", "field": "x" * 257}}, "invalid_request", "256"),

@@ -83,7 +83,7 @@ class Body:
             if field.use is Use.NO_EFFECT:
                 del kept[field.name]
             elif field.use is Use.REFUSED and kept.pop(field.name) not in field.neutral:
-                raise unsupported(field.name)
+                raise unsupported(field.name, remedy=field.meaning.replace("`", ""))
         return kept
 
     def rows(self) -> Iterator[Row]:
@@ -110,10 +110,10 @@ class Body:
         }
 
 
-def unsupported(what: str, param: str | None = None) -> ApiError:
-    """Return the error for something that this version does not have."""
+def unsupported(what: str, param: str | None = None, *, remedy: str = "") -> ApiError:
+    """Return the error for something that this version does not have; `remedy` is instead of it."""
     return invalid(
-        f"{what} is not supported by this version: leave it out",
+        f"{what} is not supported by this version: {remedy or 'leave it out'}",
         param or what,
         code="unsupported_parameter",
     )

@@ -115,6 +115,7 @@ MESSAGE = Body(
         ),
         taken("n", "must be 1", choice(1)),
         no_effect("cache_control", "prefixes are cached without it"),
+        refused("select", meaning="a message has one output; chat completions have `n`"),
         refused("container"),
         refused("context_management"),
         refused("diagnostics"),

@@ -107,6 +107,7 @@ RESPONSE = Body(
         ),
         taken("n", "must be 1", choice(1)),
         *USER_FIELDS,
+        refused("select", meaning="a response has one output; chat completions have `n`"),
         refused("access_programs", []),
         refused("context_management", []),
         refused("conversation"),
