@@ -14,10 +14,11 @@ from batchmill.producer.results import JobResult, JobStatus
 from batchmill.producer.store.deliveries import Deliveries
 
 from .decision import asked_questions
+from .explain_report import explanation_page
 from .heat_map import HeatMap, heat_maps
 from .media import content_text, media_notes
 from .timeline import timeline
-from .visit import ConsoleError, Page, Redirect, Reply, Visit, not_found, require
+from .visit import ConsoleError, Page, Redirect, Reply, Report, Visit, not_found, require
 
 #: Fields of a document that are texts, or may quote some: shown with the right `texts` only.
 _INPUT = ("prompt", "messages", "tools", "decision")
@@ -48,6 +49,17 @@ def show_job(visit: Visit) -> Reply:
         "outputs": [] if questions or not visit.viewer.sees_texts else _outputs(result),
     }
     return Page("job.html", values)
+
+
+def show_explanation(visit: Visit) -> Reply:
+    """Show the report of an explained job, the page that `batchmill explain` writes."""
+    status = _status(visit)
+    require(visit.viewer.sees_texts, "texts")
+    record = visit.site.stores.of_job(status.id).load(status.id)
+    result = None if record is None else _result(record)
+    if result is None or result.explain is None:
+        raise not_found("explanation of the job", status.id)
+    return Report(explanation_page(result))
 
 
 def change_job(visit: Visit) -> Reply:

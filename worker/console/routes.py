@@ -27,6 +27,7 @@ VIEWS = (
     ("/jobs", "GET", jobs.list_jobs),
     ("/jobs/{job_id}", "GET", job.show_job),
     ("/jobs/{job_id}", "POST", job.change_job),
+    ("/jobs/{job_id}/explanation", "GET", job.show_explanation),
     ("/batches", "GET", batches.list_batches),
     ("/batches/{batch_id}", "GET", batches.show_batch),
     ("/batches/{batch_id}", "POST", batches.cancel_batch),

@@ -22,7 +22,7 @@ from .notices import NOTICES
 from .sessions import COOKIE, find_viewer, is_form_token
 from .site import Site
 from .viewer import Viewer
-from .visit import ConsoleError, Download, Page, Redirect, Reply, Visit
+from .visit import ConsoleError, Download, Page, Redirect, Reply, Report, Visit
 
 ROOT = "/console"
 _log = structlog.get_logger(__name__)
@@ -37,6 +37,13 @@ _HEADERS = {
     "x-frame-options": "DENY",
     "cross-origin-opener-policy": "same-origin",
     "cache-control": "no-store",
+}
+#: A report has no script, and cannot act as a page of the console.
+_REPORT_HEADERS = _HEADERS | {
+    "content-security-policy": (
+        "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; frame-ancestors 'none'; "
+        "sandbox"
+    )
 }
 
 Endpoint = Callable[[Request], Awaitable[Response]]
@@ -141,6 +148,8 @@ def response_of(
         disposition = f"attachment; filename*=UTF-8''{quote(reply.name)}"
         headers = _HEADERS | {"content-disposition": disposition}
         return StreamingResponse(reply.content, media_type=reply.media_type, headers=headers)
+    if isinstance(reply, Report):
+        return HTMLResponse(reply.html, headers=_REPORT_HEADERS)
     return page_response(request, reply, viewer, missing)
 
 

@@ -70,7 +70,14 @@ class Download:
     content: Iterator[bytes]
 
 
-Reply = Page | Redirect | Download
+@dataclass(frozen=True, slots=True)
+class Report:
+    """A page that stands for itself, with its own styles and without the console's parts."""
+
+    html: str
+
+
+Reply = Page | Redirect | Download | Report
 
 
 def not_found(what: str, name: str) -> ConsoleError:

@@ -111,6 +111,7 @@ class Site:
         mill.wait_ended(*(ids[name] for name in ("done", "hostile", "failed", "chat", "decision")))
         ids["letter"] = dead_job(self.store)
         ids["interrupted"] = interrupted_job(self.store)
+        ids["explained"] = explained_job(self.store)
         ids["event"] = f"evt_{ids['done']}_completed"
         ids["failed_event"] = f"evt_{ids['refused_hook']}_completed"
         mill.wait_for(lambda: self.store.dead_letter(ids["failed_event"]), "the webhook's end")
@@ -159,6 +160,29 @@ def interrupted_job(store: JobStore) -> str:
     assert isinstance(claim, Claim)
     result = {"id": job_id, "model": UNSERVED, "status": "completed", "text": "an output"}
     store.complete(job_id, fence=claim.fence, state=JobState.COMPLETED, result=json.dumps(result))
+    return job_id
+
+
+def explained_job(store: JobStore) -> str:
+    """Make a job whose result has an explanation, of hostile texts."""
+    job_id = submit_unserved(store, CANARY, explain=["confidence", "attribution"])
+    claim = store.claim(job_id, owner="first@test", lease_ms=60_000, identity="test")
+    assert isinstance(claim, Claim)
+    token = {"text": HOSTILE, "probability": 0.5, "entropy": 1.0, "rank": 1, "margin": 0.25}
+    part = {"source": "prompt", "text": HOSTILE, "leave_one_out": 1.5, "weight": 2.25}
+    explanation = {
+        "confidence": [token],
+        "attribution": {"segments": [part], "top_k_drop": {"1": 2.5}, "lds": 0.75},
+        "usage": {
+            "num_requests": 43,
+            "cached_tokens": 567,
+            "prompt_tokens": 1200,
+            "completion_tokens": 34,
+        },
+    }
+    result = {"id": job_id, "model": UNSERVED, "status": "completed", "text": HOSTILE}
+    text = json.dumps(result | {"explain": explanation})
+    store.complete(job_id, fence=claim.fence, state=JobState.COMPLETED, result=text)
     return job_id
 
 

@@ -65,6 +65,7 @@ def pages(site: Site) -> dict[str, str]:
         "job": f"/jobs/{ids['done']}",
         "hostile": f"/jobs/{ids['hostile']}",
         "decision": f"/jobs/{ids['decision']}",
+        "explained": f"/jobs/{ids['explained']}",
         "interrupted": f"/jobs/{ids['interrupted']}",
         "dead-letters": "/dead-letters",
         "webhooks": "/webhooks",
@@ -83,6 +84,7 @@ WORDS = {
     "job": ("Submitted", "Attempt 1 claimed", "w1@test", "Webhook attempt 1", "204", "61 %"),
     "hostile": (HOSTILE,),
     "decision": (f"Is a refund due? {HOSTILE}", "billing charges", "confidence", "mean level", "%"),
+    "explained": (HOSTILE, "1,234 tokens in 43 requests", "2.25", "Open the report"),
     "interrupted": ("the worker was stopped in order", "continues from 3 tokens", "an output"),
     "dead-letters": ("attempts_exhausted", "engine_death 6", "exhausted"),
     "webhooks": ("Endpoints", "Registered receivers"),
@@ -102,6 +104,26 @@ def test_every_page_shows_its_facts_and_fits_a_phone(site: Site, chromium: Any) 
                 assert page.title().endswith("batchmill"), name
                 width = page.evaluate("document.documentElement.scrollWidth")
                 assert width <= viewport["width"], (name, viewport)
+
+
+def test_the_report_of_an_explained_job_opens_and_runs_nothing(site: Site, chromium: Any) -> None:
+    with signed_in(site, chromium, "acme") as page:
+        page.goto(f"{site.root}/console/jobs/{site.ids['explained']}")
+        with page.expect_popup() as opened:
+            page.get_by_role("link", name="Open the report").click()
+        report = opened.value
+        report.wait_for_load_state()
+        assert report.url.endswith("/explanation")
+        assert report.locator(".heat").first.inner_text() == HOSTILE
+        assert "top-1 drop" in report.inner_text("main")
+        color = report.locator(".heat").first.evaluate("e => getComputedStyle(e).backgroundColor")
+        assert color != "rgba(0, 0, 0, 0)"
+        assert report.locator("script").count() == 0
+    with signed_in(site, chromium, "reader") as page:
+        page.goto(f"{site.root}/console/jobs/{site.ids['explained']}")
+        assert page.get_by_role("link", name="Open the report").count() == 0
+        response = page.request.get(f"{site.root}/console/jobs/{site.ids['explained']}/explanation")
+        assert response.status == 403
 
 
 def test_a_tenant_signs_in_and_sees_its_own(site: Site, chromium: Any) -> None:
