@@ -161,6 +161,10 @@ class EngineConfig:
     #: takes as drafts without asking the model first; 0 is off. It changes no token but for
     #: rounding.
     num_forced_tokens: int = _integer(8, least=0)
+    #: Most draft tokens of a request that one step checks and that come from outputs of earlier
+    #: requests of the same kind, if the caller provides some; 0 is off. It changes no token but for
+    #: rounding. Fewer are taken if they are less probable.
+    num_corpus_tokens: int = _integer(8, least=0)
     #: Most tokens at the end of a request that are looked up earlier in it; the tokens that follow
     #: them there are the draft.
     prompt_lookup_max: int = _integer(4, least=1)

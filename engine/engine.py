@@ -7,6 +7,7 @@ from typing import Any
 
 from batchmill.engine.contract.media import Media
 from batchmill.engine.contract.steering import SteeringSpec
+from batchmill.engine.drafts.corpus import DraftCorpora
 from batchmill.engine.execution.kv_cache_sizing import allocate_kv_cache
 from batchmill.engine.lifecycle.failures import (
     NOT_FINITE,
@@ -96,6 +97,7 @@ class Engine:
         self._pipeline = make_pipeline(config, loaded, self._kv_cache, self._feature_cache)
         self._overlaps = config.overlaps_on(loaded.model.device.type)
         self._intake = RequestIntake(config, loaded, self._scheduler)
+        self._corpora = DraftCorpora()
         self._counter = StatsCounter()
         self._unfinished = UnfinishedRequests(self._scheduler, self._counter)
         self._pooled_intake = PooledIntake(config, loaded, self._scheduler)
@@ -194,6 +196,7 @@ class Engine:
         lora: str | None = None,
         steering: SteeringSpec | None = None,
         media: Sequence[Media] = (),
+        draft_corpus: str | None = None,
     ) -> None:
         """Add a request; the next calls of `step` compute it and report its output.
 
@@ -218,6 +221,8 @@ class Engine:
                 adds nothing. No two of them share KV blocks.
             media: Decoded pictures and sounds, one for each part of type image or audio in the
                 messages of a `Chat`, in their order.
+            draft_corpus: Name of the outputs that it may take draft tokens from; see
+                `set_draft_corpus`, which may come later. None takes none.
 
         Raises:
             RequestError: `context_length_exceeded` if the prompt leaves no room for a token,
@@ -235,8 +240,22 @@ class Engine:
             adapter=find_adapter(self._adapters, lora),
             steering=find_steering(self._steering, steering),
             media=media,
+            corpus=self._corpora.find(draft_corpus),
         )
         self._unfinished.add(trackers, deadline_s=deadline_s)
+
+    def set_draft_corpus(self, name: str, outputs: Sequence[Sequence[int]]) -> None:
+        """Replace the outputs that requests with this `draft_corpus` take draft tokens from.
+
+        It changes no token, for every draft is checked; see `EngineConfig.num_corpus_tokens`.
+
+        Args:
+            name: Any name. Requests of different users need different ones: the time that an
+                output takes tells what its corpus has.
+            outputs: Token ids of finished outputs of the same kind; some hundred are enough. Empty
+                forgets the corpus.
+        """
+        self._corpora.replace(name, outputs)
 
     def add_pooled_request(
         self,
@@ -372,8 +391,12 @@ class Engine:
         return CurrentLoad.of(self._scheduler)
 
     def draft_counts(self) -> DraftCounts | None:
-        """Return the counts of prompt lookup, as cheaply as `load`; None if it is off."""
-        return self._counter.drafts if self.config.num_speculative_tokens else None
+        """Return the counts of draft tokens, as cheaply as `load`.
+
+        None if prompt lookup is off and there were no draft tokens.
+        """
+        drafts = self._counter.drafts
+        return drafts if self.config.num_speculative_tokens or drafts.by_source else None
 
     @property
     def num_steps(self) -> int:

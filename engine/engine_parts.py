@@ -108,11 +108,12 @@ def make_scheduler(
 ) -> Scheduler:
     """Make the scheduler over a pool of so many KV blocks."""
     speculation = None
-    if config.num_speculative_tokens or config.num_forced_tokens:
+    if config.num_speculative_tokens or config.num_forced_tokens or config.num_corpus_tokens:
         speculation = Speculation(
             config.num_speculative_tokens,
             config.speculative_max_num_seqs,
             config.num_forced_tokens,
+            config.num_corpus_tokens,
         )
     return Scheduler(
         BlockPool(

@@ -23,7 +23,7 @@ from batchmill.engine.models.decoder import DecoderModel
 from batchmill.engine.models.fp8_weights import fp8_remedy_bytes
 from batchmill.engine.models.model import Model
 from batchmill.engine.models.weights import weights_bytes
-from batchmill.engine.scheduling.batch_builder import MAX_SCORED_TOKENS
+from batchmill.engine.scheduling.batch_builder import MAX_DRAFT_TOKENS, MAX_SCORED_TOKENS
 from batchmill.engine.step.step_inputs import StepInputs
 from batchmill.kernels.ops.sample import sample
 
@@ -258,8 +258,9 @@ def run_largest_step(config: EngineConfig, model: Model, dtype: torch.dtype) -> 
 
 def _most_logits(config: EngineConfig) -> int:
     """Return the most rows of logits that a step can need."""
-    num_drafted = min(config.speculative_max_num_seqs, config.max_num_seqs)
-    num_drafts = num_drafted * config.num_speculative_tokens
+    num_looked_up = config.speculative_max_num_seqs * config.num_speculative_tokens
+    num_others = config.max_num_seqs * max(config.num_forced_tokens, config.num_corpus_tokens)
+    num_drafts = min(MAX_DRAFT_TOKENS, max(num_looked_up, num_others))
     return config.max_num_seqs + MAX_SCORED_TOKENS + num_drafts
 
 

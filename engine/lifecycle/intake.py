@@ -12,16 +12,17 @@ from batchmill.engine.contract.errors import ContractError
 from batchmill.engine.contract.media import Media
 from batchmill.engine.contract.reasoning import check_budget
 from batchmill.engine.contract.structure_check import TOO_COMPLEX
+from batchmill.engine.drafts.corpus import CorpusLookup, DraftCorpus
+from batchmill.engine.drafts.drafter import Drafter
+from batchmill.engine.drafts.prompt_lookup import PromptLookup
 from batchmill.engine.errors import RequestError
 from batchmill.engine.loading.loading import LoadedModel
 from batchmill.engine.request.adapter import Adapter
 from batchmill.engine.request.outputs import FinishReason, ResumedTokens
-from batchmill.engine.request.prompt_lookup import PromptLookup
 from batchmill.engine.request.request import Request, derive_seed
 from batchmill.engine.request.sampling_params import SamplingParams
 from batchmill.engine.request.scores import TokenScores
 from batchmill.engine.request.steering import Steering
-from batchmill.engine.request.structure_drafts import StructureDrafter
 from batchmill.engine.request.token_controls import RequestControls
 from batchmill.engine.scheduling.scheduler import Scheduler
 from batchmill.engine.text.chat import Chat
@@ -80,6 +81,7 @@ class RequestIntake:
         adapter: Adapter | None = None,
         steering: Steering | None = None,
         media: Sequence[Media] = (),
+        corpus: DraftCorpus | None = None,
     ) -> list[OutputTracker]:
         """Check a request, and replay its resumed tokens.
 
@@ -121,7 +123,7 @@ class RequestIntake:
                 steering=steering,
                 controls=controls,
                 scores=scores,
-                drafter=self._drafter(prompt_token_ids, controls, scores),
+                drafter=self._drafter(prompt_token_ids, controls, scores, corpus),
                 watermark=self._watermark(params),
             )
             request.priority = priority
@@ -335,7 +337,8 @@ class RequestIntake:
         prompt_token_ids: Sequence[int],
         controls: RequestControls | None,
         scores: TokenScores | None,
-    ) -> PromptLookup | StructureDrafter | None:
+        corpus: DraftCorpus | None,
+    ) -> Drafter | None:
         """Return the drafter of a request, or None if it must decode without draft tokens.
 
         Controls but a structure follow the tokens one by one, and scores are recorded one by one.
@@ -349,13 +352,14 @@ class RequestIntake:
                 min_ngram=config.prompt_lookup_min,
                 max_ngram=config.prompt_lookup_max,
             )
+        earlier = CorpusLookup(corpus) if corpus and config.num_corpus_tokens else None
         if controls is None:
-            return lookup
+            return Drafter(corpus=earlier, lookup=lookup) if earlier or lookup else None
         if controls.structure is None or not controls.is_structure_alone:
             return None
-        if lookup is None and not config.num_forced_tokens:
+        if lookup is None and earlier is None and not config.num_forced_tokens:
             return None
-        return StructureDrafter(controls.structure, lookup)
+        return Drafter(structure=controls.structure, corpus=earlier, lookup=lookup)
 
     def _watermark(self, params: SamplingParams) -> WatermarkNoise | None:
         """Return what marks an output; None if nothing does, as in greedy ones without a name."""

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 from collections import Counter, deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import TYPE_CHECKING, NamedTuple
 
+from batchmill.engine.drafts.drafter import DraftSource
 from batchmill.engine.request.outputs import FinishReason, RequestOutput
 from batchmill.engine.scheduling.scheduled_batch import ScheduledBatch, StepKind
 from batchmill.engine.scheduling.scheduler import Scheduler
@@ -102,6 +103,8 @@ class DraftCounts:
 
     num_draft_tokens: int
     num_accepted_tokens: int
+    #: The same two numbers by source; without those of which there were no draft tokens.
+    by_source: Mapping[DraftSource, tuple[int, int]]
 
 
 @dataclass(slots=True)
@@ -111,8 +114,8 @@ class StatsCounter:
     num_steps: int = 0
     num_computed_tokens: int = 0
     num_generated_tokens: int = 0
-    num_draft_tokens: int = 0
-    num_accepted_tokens: int = 0
+    num_drafts_by_source: Counter[DraftSource] = field(default_factory=Counter)
+    num_accepted_by_source: Counter[DraftSource] = field(default_factory=Counter)
     num_prompt_tokens: int = 0
     num_cached_tokens: int = 0
     num_preemptions: int = 0
@@ -151,9 +154,25 @@ class StatsCounter:
     @property
     def drafts(self) -> DraftCounts:
         """Computed and accepted draft tokens."""
+        accepted = self.num_accepted_by_source
         return DraftCounts(
-            num_draft_tokens=self.num_draft_tokens, num_accepted_tokens=self.num_accepted_tokens
+            num_draft_tokens=self.num_draft_tokens,
+            num_accepted_tokens=self.num_accepted_tokens,
+            by_source={
+                source: (count, accepted[source])
+                for source, count in self.num_drafts_by_source.items()
+            },
         )
+
+    @property
+    def num_draft_tokens(self) -> int:
+        """Draft tokens computed."""
+        return self.num_drafts_by_source.total()
+
+    @property
+    def num_accepted_tokens(self) -> int:
+        """Draft tokens that are part of an output."""
+        return self.num_accepted_by_source.total()
 
     def snapshot(self, scheduler: Scheduler, features: FeatureCache | None = None) -> EngineStats:
         """Return the totals, with the current state of the scheduler and its block pool."""

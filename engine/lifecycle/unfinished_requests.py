@@ -106,14 +106,16 @@ class UnfinishedRequests:
             discarded: Requests whose tokens do not count.
         """
         for each in drafts:
-            self._counter.num_draft_tokens += len(each.item.draft_token_ids)
+            source = each.item.draft_source
+            assert source is not None, "draft tokens have a source"
+            self._counter.num_drafts_by_source[source] += len(each.item.draft_token_ids)
             if each.item.request in discarded:
                 continue
             tracker = self._trackers[each.item.request.request_id]
             for token_id in each.token_ids[1:]:
                 if tracker.finish_reason is not None:
                     break
-                self._counter.num_accepted_tokens += 1
+                self._counter.num_accepted_by_source[source] += 1
                 self._counter.num_generated_tokens += 1
                 if tracker.append_token(token_id):
                     self.unschedule(tracker)

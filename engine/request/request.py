@@ -14,14 +14,13 @@ from .sampling_params import SamplingParams
 from .scores import TokenScores
 
 if TYPE_CHECKING:
+    from batchmill.engine.drafts.drafter import Drafter
     from batchmill.engine.watermark.noise import WatermarkNoise
 
     from .adapter import Adapter
     from .media import PromptMedia
     from .pooling import PooledStates
-    from .prompt_lookup import PromptLookup
     from .steering import Steering
-    from .structure_drafts import StructureDrafter
     from .token_controls import RequestControls
 
 
@@ -141,7 +140,7 @@ class Request:
         cache_salt: str | None = None,
         controls: RequestControls | None = None,
         scores: TokenScores | None = None,
-        drafter: PromptLookup | StructureDrafter | None = None,
+        drafter: Drafter | None = None,
         pooling: PooledStates | None = None,
         watermark: WatermarkNoise | None = None,
         adapter: Adapter | None = None,

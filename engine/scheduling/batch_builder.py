@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from batchmill.engine.drafts.drafter import Draft
 from batchmill.engine.request.request import Request
 from batchmill.engine.request.scores import TokenScores
 
@@ -10,17 +11,27 @@ from .scheduled_batch import ScheduledRequest
 
 #: Most known tokens scored in one step, to bound the logits: 256 rows of 128,000 are 131 MB.
 MAX_SCORED_TOKENS = 256
+#: Most draft tokens computed in one step, for the same reason.
+MAX_DRAFT_TOKENS = 256
 
 
 class BatchBuilder:
     """Collects the chunks of a step and counts what is left of the token budget."""
 
-    __slots__ = ("_media_budget", "_num_free_scores", "chunks", "num_free_tokens", "pooled_chunks")
+    __slots__ = (
+        "_media_budget",
+        "_num_free_drafts",
+        "_num_free_scores",
+        "chunks",
+        "num_free_tokens",
+        "pooled_chunks",
+    )
 
     def __init__(self, num_free_tokens: int, media_budget: MediaBudget) -> None:
         self._media_budget = media_budget
         self.num_free_tokens = num_free_tokens
         self._num_free_scores = MAX_SCORED_TOKENS
+        self._num_free_drafts = MAX_DRAFT_TOKENS
         self.chunks: list[ScheduledRequest] = []
         self.pooled_chunks: list[ScheduledRequest] = []
 
@@ -62,17 +73,24 @@ class BatchBuilder:
         (self.chunks if request.pooling is None else self.pooled_chunks).append(item)
         return item
 
-    def add_drafts(self, request: Request, draft_token_ids: tuple[int, ...]) -> None:
+    @property
+    def num_free_drafts(self) -> int:
+        """Draft tokens that may still be added."""
+        return min(self.num_free_tokens, self._num_free_drafts)
+
+    def add_drafts(self, request: Request, draft: Draft) -> None:
         """Add a decode with draft tokens; its last token is already counted in the budget."""
-        num_drafts = len(draft_token_ids)
+        num_drafts = len(draft.token_ids)
         self.num_free_tokens -= num_drafts
+        self._num_free_drafts -= num_drafts
         self.chunks.append(
             ScheduledRequest(
                 request,
                 request.num_computed_tokens,
                 1 + num_drafts,
                 needs_sample=True,
-                draft_token_ids=draft_token_ids,
+                draft_token_ids=draft.token_ids,
+                draft_source=draft.source,
             )
         )
 

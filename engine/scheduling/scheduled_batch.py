@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from itertools import chain
 from typing import NamedTuple
 
+from batchmill.engine.drafts.drafter import DraftSource
 from batchmill.engine.request.request import Request
 
 #: Stands for the token of a row after draft tokens whose controls forbid every token.
@@ -45,6 +46,8 @@ class ScheduledRequest(NamedTuple):
     #: Draft tokens, computed after the last known token. A token is sampled after each of them as
     #: well. It counts if all drafts before it are accepted.
     draft_token_ids: tuple[int, ...] = ()
+    #: Where they come from; None without any.
+    draft_source: DraftSource | None = None
 
     @property
     def num_sampled_tokens(self) -> int:

@@ -4,13 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Final
 
+from batchmill.engine.drafts.drafter import Draft, DraftLimits
 from batchmill.engine.request.request import Request
-from batchmill.engine.request.structure_drafts import StructureDrafter
 
 from .batch_builder import BatchBuilder
 from .running_requests import RunningRequests
 from .scheduled_batch import NO_TOKEN, ScheduledBatch, ScheduledRequest, VerifiedDrafts
+
+#: Least probability that all draft tokens from a corpus are right: a step of few requests spends
+#: its time on the weights, so a rejected token costs little; in a larger one, it costs as much as
+#: the token of another request.
+_PROBABILITY_IN_SMALL_STEPS: Final = 0.3
+_PROBABILITY_IN_LARGE_STEPS: Final = 0.6
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,8 +25,9 @@ class Speculation:
     """Adds draft tokens to decodes.
 
     Drafts use only the budget and blocks that are left over: no request loses a block to a draft,
-    and no draft displaces a known token. There are drafts only while few requests decode: a step
-    then spends its time on reading the weights, so more rows hardly make it longer.
+    and no draft displaces a known token. While few requests decode, a step spends its time on
+    reading the weights, so more rows hardly make it longer; in larger steps there are only drafts
+    that are probable.
     """
 
     #: Most draft tokens of a request in one step that were looked up.
@@ -29,6 +37,9 @@ class Speculation:
     #: Most draft tokens of a request in one step that its structure forces. They are nearly always
     #: accepted, so they are worth their rows in steps of any size.
     num_forced_tokens: int = 0
+    #: Most draft tokens of a request in one step that come from a corpus. In steps of more than
+    #: `max_num_seqs` decodes they must be more probable.
+    num_corpus_tokens: int = 0
 
     def add_drafts(
         self, decodes: list[Request], builder: BatchBuilder, running: RunningRequests
@@ -43,9 +54,7 @@ class Speculation:
         Returns:
             The decodes without draft tokens.
         """
-        num_looked_up = self.num_tokens if len(decodes) <= self.max_num_seqs else 0
-        if not num_looked_up and not self.num_forced_tokens:
-            return decodes
+        limits = self._limits(len(decodes))
         if not any(request.drafter is not None for request in decodes):
             return decodes
         rest: list[Request] = []
@@ -54,14 +63,27 @@ class Speculation:
             if request.drafter is None or request.num_pending_tokens:
                 rest.append(request)
                 continue
-            most = min(builder.num_free_tokens, request.max_num_tokens - request.num_tokens - 1)
-            drafts = self._propose(request, most, num_looked_up)
-            drafts = drafts[: running.allocate_for_drafts(request, len(drafts))]
-            if drafts:
-                builder.add_drafts(request, drafts)
-            else:
+            most = min(builder.num_free_drafts, request.max_num_tokens - request.num_tokens - 1)
+            # If all of them are accepted, one more is sampled, which may be the request's last.
+            draft = request.drafter.propose(request.output_token_ids, limits.within(most))
+            num_slots = 0
+            if draft is not None:
+                num_slots = running.allocate_for_drafts(request, len(draft.token_ids))
+            if draft is None or num_slots == 0:
                 rest.append(request)
+            else:
+                builder.add_drafts(request, Draft(draft.token_ids[:num_slots], draft.source))
         return rest
+
+    def _limits(self, num_decodes: int) -> DraftLimits:
+        """Return the most draft tokens of each request of a step with so many decodes."""
+        is_small = num_decodes <= self.max_num_seqs
+        return DraftLimits(
+            self.num_forced_tokens,
+            self.num_corpus_tokens,
+            _PROBABILITY_IN_SMALL_STEPS if is_small else _PROBABILITY_IN_LARGE_STEPS,
+            self.num_tokens if is_small else 0,
+        )
 
     def pays_for(self, running: Sequence[Request]) -> bool:
         """Return whether drafts gain more than to schedule a step while the one before it runs.
@@ -70,20 +92,6 @@ class Speculation:
         If half of the running requests may get some, the steps saved are worth more.
         """
         return 2 * sum(each.drafter is not None for each in running) >= len(running)
-
-    def _propose(self, request: Request, most: int, num_looked_up: int) -> tuple[int, ...]:
-        """Propose at most `most` draft tokens: forced ones, else at most `num_looked_up` others.
-
-        If all of them are accepted, one more token is sampled, which may be the request's last.
-        """
-        drafter = request.drafter
-        drafts: tuple[int, ...] = ()
-        if isinstance(drafter, StructureDrafter):
-            drafts = drafter.forced(min(most, self.num_forced_tokens))
-        most = min(most, num_looked_up)
-        if drafter is None or drafts or most <= 0:
-            return drafts
-        return drafter.propose(request.output_token_ids, most)
 
 
 def verify_drafts(

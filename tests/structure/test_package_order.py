@@ -17,7 +17,17 @@ ORDER = {
     "kernels": ("errors", "reference", "cpu", "gpu", "ops"),
     "engine": (
         *("contract", "errors", "cpu_kernels", "device_type", "gpus", "model_shape", "watermark"),
-        *("text", "config", "request", "scheduling", "step", "memory", "models", "models_hf"),
+        *(
+            "text",
+            "config",
+            "drafts",
+            "request",
+            "scheduling",
+            "step",
+            "memory",
+            "models",
+            "models_hf",
+        ),
         *("encoders", "media", "loading", "adapters", "steering"),
         *("watermark_detector", "lifecycle", "sampling", "pooling", "execution"),
         *("engine_parts", "engine", "plans", "__init__"),

@@ -224,7 +224,7 @@ def test_refusal_of_a_float32_cache_names_bfloat16_if_that_fits(
     assert ("set dtype to 'bfloat16'" in str(caught.value)) == is_remedy
 
 
-@pytest.mark.parametrize(("num_speculative_tokens", "num_drafts"), [(0, 0), (9, 27), (200, 340)])
+@pytest.mark.parametrize(("num_speculative_tokens", "num_drafts"), [(0, 0), (9, 27), (200, 256)])
 def test_largest_step_has_the_most_tokens_and_rows_possible(
     model: DecoderModel, num_speculative_tokens: int, num_drafts: int
 ) -> None:
@@ -241,6 +241,8 @@ def test_largest_step_has_the_most_tokens_and_rows_possible(
         max_num_batched_tokens=600,
         num_speculative_tokens=num_speculative_tokens,
         speculative_max_num_seqs=3,
+        num_forced_tokens=0,
+        num_corpus_tokens=0,
     )
     run_largest_step(config, Watched(), torch.float32)
     ((inputs, logits_shape, num_blocks),) = seen

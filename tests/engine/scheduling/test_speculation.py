@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from batchmill.engine import ConfigError, Engine, EngineConfig, RequestOutput, SamplingParams
+from batchmill.engine.drafts.drafter import Drafter
 from batchmill.engine.lifecycle.parallel_sampling import sample_id
 from batchmill.engine.loading.loading import load_model
 from batchmill.engine.request.request import Request
@@ -55,7 +56,7 @@ class Oracle:
     #: Whether it always proposes the most tokens.
     is_eager: bool = False
 
-    def propose(self, output_token_ids: list[int], max_tokens: int) -> tuple[int, ...]:
+    def propose(self, output_token_ids: Sequence[int], max_tokens: int) -> tuple[int, ...]:
         start = len(output_token_ids)
         num_tokens = max_tokens if self.is_eager else self.rng.randint(0, max_tokens)
         known = self.token_ids[start : start + num_tokens]
@@ -67,7 +68,7 @@ class Oracle:
 
 def set_drafter(engine: Engine, request_id: str, oracle: Oracle) -> None:
     """Let an oracle draft a request's tokens."""
-    engine._unfinished._trackers[request_id].request.drafter = oracle  # type: ignore[assignment]
+    engine._unfinished._trackers[request_id].request.drafter = Drafter(lookup=oracle)
 
 
 def generate(engine: Engine, params: SamplingParams, oracle: Oracle) -> list[RequestOutput]:

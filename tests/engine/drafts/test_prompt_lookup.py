@@ -6,7 +6,7 @@ import random
 
 import pytest
 
-from batchmill.engine.request.prompt_lookup import PromptLookup
+from batchmill.engine.drafts.prompt_lookup import PromptLookup
 
 
 def lookup(prompt: list[int], *, min_ngram: int = 2, max_ngram: int = 4) -> PromptLookup:
