@@ -31,6 +31,7 @@ from batchmill.engine.lifecycle.stats import (
 )
 from batchmill.engine.lifecycle.unfinished_requests import UnfinishedRequests
 from batchmill.engine.loading.loading import LoadedModel
+from batchmill.engine.media.feature_cache import FeatureCounts
 from batchmill.engine.memory.device_memory import dtype_name, make_current
 from batchmill.engine.models.model_length import check_max_model_len
 from batchmill.engine.request.outputs import (
@@ -364,6 +365,11 @@ class Engine:
         """Kinds of media that the model takes."""
         return () if self._loaded.media is None else (self._loaded.media.kind,)
 
+    @property
+    def sample_rate_hz(self) -> int | None:
+        """Rate of the sounds that the model takes; others are resampled. None if it takes none."""
+        return None if self._loaded.media is None else self._loaded.media.sample_rate_hz
+
     def provide_memory(self, timeout_s: float) -> bool:
         """Use spare time to pre-fault the memory of the KV cache, before a step needs it.
 
@@ -397,6 +403,10 @@ class Engine:
         """
         drafts = self._counter.drafts
         return drafts if self.config.num_speculative_tokens or drafts.by_source else None
+
+    def feature_counts(self) -> FeatureCounts | None:
+        """Return counts of pictures and sounds, as cheaply as `load`; None for a text model."""
+        return None if self._feature_cache is None else self._feature_cache.counts
 
     @property
     def num_steps(self) -> int:

@@ -197,8 +197,8 @@ class StatsCounter:
             mean_batch_size=self.num_scheduled / self.num_steps if self.num_steps else 0.0,
             step_time_p50_s=quantile(times, 0.5) or 0.0,
             step_time_p99_s=quantile(times, 0.99) or 0.0,
-            num_encoded_media=0 if features is None else features.num_encoded,
-            num_found_media=0 if features is None else features.num_found,
+            num_encoded_media=0 if features is None else features.counts.num_encoded,
+            num_found_media=0 if features is None else features.counts.num_found,
             num_finished=dict(self.num_finished),
         )
 

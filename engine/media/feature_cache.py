@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections import OrderedDict
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 
@@ -17,6 +19,22 @@ from .model import MediaModel
 _log = logging.getLogger(__name__)
 
 
+@dataclass(slots=True)
+class FeatureCounts:
+    """What a `FeatureCache` has done, and what it holds now."""
+
+    #: Items that went through the tower.
+    num_encoded: int = 0
+    #: Items whose features were in memory.
+    num_found: int = 0
+    #: Runs of the tower, each over one or more items.
+    num_runs: int = 0
+    #: Seconds that these took on the host; a GPU may still compute when they are over.
+    run_time_s: float = 0.0
+    #: Memory that the kept features take now.
+    num_bytes: int = 0
+
+
 class FeatureCache:
     """Computes features between two steps, and keeps the last ones within a limit in bytes.
 
@@ -25,8 +43,7 @@ class FeatureCache:
     limit if it must.
 
     Attributes:
-        num_encoded: Items that went through the tower.
-        num_found: Items whose features were in memory.
+        counts: Since it was made.
 
     Source: the encoder cache of vLLM.
     """
@@ -35,14 +52,7 @@ class FeatureCache:
         self._model = model
         self._max_bytes = max_bytes
         self._kept: OrderedDict[bytes, Features] = OrderedDict()
-        self._num_bytes = 0
-        self.num_encoded = 0
-        self.num_found = 0
-
-    @property
-    def num_bytes(self) -> int:
-        """Memory that the kept features take."""
-        return self._num_bytes
+        self.counts = FeatureCounts()
 
     def features_of(self, items: Sequence[MediaItem]) -> list[Features]:
         """Return the features of each item; compute those that are not in memory at once.
@@ -55,8 +65,8 @@ class FeatureCache:
         found = {digest: self._kept[digest] for digest in distinct if digest in self._kept}
         missing = [item for digest, item in distinct.items() if digest not in found]
         computed = dict(zip((item.digest for item in missing), self._encode(missing), strict=True))
-        self.num_found += len(found)
-        self.num_encoded += len(missing)
+        self.counts.num_found += len(found)
+        self.counts.num_encoded += len(missing)
         for digest, features in (found | computed).items():
             self._keep(digest, features)
         return [(found | computed)[item.digest] for item in items]
@@ -66,18 +76,18 @@ class FeatureCache:
             return
         if digest not in self._kept:
             self._kept[digest] = features
-            self._num_bytes += features.num_bytes
+            self.counts.num_bytes += features.num_bytes
         self._kept.move_to_end(digest)
-        while self._num_bytes > self._max_bytes:
+        while self.counts.num_bytes > self._max_bytes:
             _, dropped = self._kept.popitem(last=False)
-            self._num_bytes -= dropped.num_bytes
+            self.counts.num_bytes -= dropped.num_bytes
 
     def _encode(self, items: Sequence[MediaItem]) -> list[Features]:
         """Run the tower over all items, or over each by itself if that fails."""
         if not items:
             return []
         try:
-            return self._checked(items, self._model.encode(items))
+            return self._checked(items, self._run(items))
         except Exception as error:  # a processor raises what it likes
             if is_out_of_memory(error):
                 raise
@@ -85,6 +95,14 @@ class FeatureCache:
                 return [self._encode([item])[0] for item in items]
             _log.exception("the features of an item could not be computed")
             return [self._failed(items[0], error)]
+
+    def _run(self, items: Sequence[MediaItem]) -> list[Features]:
+        started_at = time.perf_counter()
+        try:
+            return self._model.encode(items)
+        finally:
+            self.counts.num_runs += 1
+            self.counts.run_time_s += time.perf_counter() - started_at
 
     def _checked(self, items: Sequence[MediaItem], found: list[Features]) -> list[Features]:
         for item, features in zip(items, found, strict=True):

@@ -50,12 +50,14 @@ class MediaModel(ABC):
             template writes one for each medium.
         hidden_size: Numbers of a row.
         num_deepstack: Layers whose output gets features added.
+        sample_rate_hz: Rate of the sounds that it takes; None for pictures.
         dtype: Number format of the features.
         device: Where they are.
     """
 
     kind: ClassVar[str]
     num_deepstack: int = 0
+    sample_rate_hz: int | None = None
 
     def __init__(
         self, source: MediaSource, processor: Any, tower_class: type[PreTrainedModel]

@@ -36,12 +36,13 @@ class Qwen3AsrMedia(MediaModel):
         super().__init__(
             source, load_feature_extractor(source.folder), Qwen3ASRForConditionalGeneration
         )
+        self.sample_rate_hz: int = self._processor.sampling_rate
         self._window = config.audio_config.n_window
 
     def item_of(self, medium: Media) -> MediaItem:
         """See `MediaModel`; the grid is the number of frames."""
         assert isinstance(medium, Audio)
-        audio = at_rate(medium, self._processor.sampling_rate)
+        audio = at_rate(medium, self.sample_rate_hz)
         num_samples = max(len(audio.samples) // 4, self._processor.min_length)
         num_frames = max(num_samples // self._processor.hop_length, 1)
         chunk = 2 * self._window
@@ -66,7 +67,7 @@ class Qwen3AsrMedia(MediaModel):
         """Return an item's spectrum, [num_bins, num_frames] float32, and which frames count."""
         found = self._processor(
             samples_of(item.medium),
-            sampling_rate=self._processor.sampling_rate,
+            sampling_rate=self.sample_rate_hz,
             padding=True,
             return_attention_mask=True,
             n_window=self._window,

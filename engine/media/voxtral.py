@@ -35,6 +35,7 @@ class VoxtralMedia(MediaModel):
         super().__init__(
             source, load_feature_extractor(source.folder), VoxtralForConditionalGeneration
         )
+        self.sample_rate_hz: int = self._processor.sampling_rate
         encoder = config.audio_config
         # Its first two convolutions halve the frames, and neighbours are joined to one row.
         self._frames_per_stretch = 2 * encoder.max_source_positions
@@ -45,7 +46,7 @@ class VoxtralMedia(MediaModel):
     def item_of(self, medium: Media) -> MediaItem:
         """See `MediaModel`; the grid is the number of stretches."""
         assert isinstance(medium, Audio)
-        audio = at_rate(medium, self._processor.sampling_rate)
+        audio = at_rate(medium, self.sample_rate_hz)
         num_stretches = -(-len(audio.samples) // 4 // self._samples_per_stretch)
         num_features = num_stretches * self._features_per_stretch
         return MediaItem(audio, self._digest(medium), num_features, (num_stretches,))
@@ -62,7 +63,7 @@ class VoxtralMedia(MediaModel):
         """Return the spectrum of an item, [num_stretches, num_bins, num_frames] float32."""
         found = self._processor(
             samples_of(item.medium),
-            sampling_rate=self._processor.sampling_rate,
+            sampling_rate=self.sample_rate_hz,
             padding=True,
             truncation=False,
             pad_to_multiple_of=self._samples_per_stretch,

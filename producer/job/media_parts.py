@@ -93,9 +93,9 @@ def read_media_part(part: Mapping[str, Any], where: str) -> MediaPart:
         if not is_media_id(value):
             raise ValueError(f"{where}.media must be the id that put_media returned: med_…")
         return MediaPart(type=_literal(kind), media=value)
-    if source in ("base64", "data") and not value.startswith("data:"):
+    if source in ("base64", "data") and not _is_data_url(value):
         return _inline(_decoded(value, where), kind, where)
-    if value.startswith("data:"):
+    if _is_data_url(value):
         return _inline(_data_of_url(value, where), kind, where)
     if is_media_id(value):
         return MediaPart(type=_literal(kind), media=value)
@@ -143,9 +143,13 @@ def _unsupported(message: str) -> PydanticCustomError:
     return PydanticCustomError("unsupported_parameter", "{message}", {"message": message})
 
 
+def _is_data_url(text: str) -> bool:
+    return text[:5].lower() == "data:"  # of a scheme, the case does not count
+
+
 def _data_of_url(url: str, where: str) -> bytes:
     head, comma, data = url.partition(",")
-    if not comma or not head.endswith(";base64"):
+    if not comma or not head.lower().endswith(";base64"):
         raise ValueError(f"{where} has a data URL without base64: write data:image/png;base64,…")
     return _decoded(data, where)
 
@@ -158,7 +162,10 @@ def _decoded(text: str, where: str) -> bytes:
     try:
         return base64.b64decode(text, validate=True)
     except (binascii.Error, ValueError):
-        raise ValueError(f"{where} has content that is not base64") from None
+        raise ValueError(
+            f"{where} has content that is not base64: use the standard alphabet, without spaces, "
+            "line breaks or percent signs"
+        ) from None
 
 
 def part_of_file(file: MediaFile, kind: str, some_id: str) -> MediaPart:

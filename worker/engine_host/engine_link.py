@@ -24,6 +24,7 @@ from .messages import (
     EngineLoad,
     EngineSpec,
     FromEngine,
+    MediaCounts,
     Ready,
     SetPaused,
     Shutdown,
@@ -86,6 +87,7 @@ class EngineLink:
         self.load = EngineLoad(0, 0, 0)
         #: None if prompt lookup is off, and while no engine is ready.
         self.drafts: DraftCounts | None = None
+        self.media: MediaCounts | None = None
         #: Requests sent to this engine, and those of them that its last report had seen.
         self.num_adds_sent = 0
         self.num_adds_seen = 0
@@ -197,7 +199,7 @@ class EngineLink:
         writer.start()
         was_ready = self._read_until_end(connection)
         status = _reap(process)
-        self.ready = self.drafts = None
+        self.ready = self.drafts = self.media = None
         self._num_failed_starts = 0 if was_ready else self._num_failed_starts + 1
         if not self._closing.is_set():
             _log.error("engine_died", pid=process.pid, status=status, was_ready=was_ready)
@@ -222,7 +224,7 @@ class EngineLink:
         self._start_failure = None
         while (message := _receive(connection)) is not None:
             if isinstance(message, StepReport):
-                self.load, self.drafts = message.load, message.drafts
+                self.load, self.drafts, self.media = message.load, message.drafts, message.media
                 self.num_adds_seen = message.num_adds_seen
                 self._listener.on_report(message)
             elif isinstance(message, Ready):

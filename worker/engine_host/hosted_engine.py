@@ -5,7 +5,16 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from .messages import AddRequest, DraftCounts, EngineLoad, EngineWork, Finished, NewOutput, Ready
+from .messages import (
+    AddRequest,
+    DraftCounts,
+    EngineLoad,
+    EngineWork,
+    Finished,
+    MediaCounts,
+    NewOutput,
+    Ready,
+)
 
 
 class RequestRefused(Exception):
@@ -57,6 +66,9 @@ class HostedEngine(Protocol):
 
     def drafts(self) -> DraftCounts | None:
         """Return the counts of prompt lookup, or None if it is off."""
+
+    def media_counts(self) -> MediaCounts | None:
+        """Return the counts of pictures and sounds, or None if the model takes none."""
 
     def take_work(self) -> EngineWork:
         """Return what was computed since the last call."""

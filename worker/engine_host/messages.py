@@ -105,6 +105,20 @@ class DraftCounts(_Message):
 
 
 @dataclass(frozen=True, slots=True)
+class MediaCounts(_Message):
+    """Counts of pictures and sounds since the process started."""
+
+    #: Items whose features were computed, and those whose features were in memory.
+    num_encoded: int = 0
+    num_found: int = 0
+    #: Runs of the tower, and the seconds that they took.
+    num_runs: int = 0
+    run_time_s: float = 0.0
+    #: Memory that features take now.
+    num_bytes: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class Ready(_Message):
     """The model is loaded and warm."""
 
@@ -124,6 +138,8 @@ class Ready(_Message):
     kinds: Sequence[str] = ("generate",)
     #: Kinds of media that its model takes.
     media: Sequence[str] = ()
+    #: Rate of the sounds that it takes; None if it takes none, or any.
+    sample_rate_hz: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -290,6 +306,8 @@ class StepReport(_Message):
     num_adds_seen: int
     load: EngineLoad
     drafts: DraftCounts | None = None
+    #: None if the model takes neither pictures nor sounds.
+    media: MediaCounts | None = None
     #: When it was made, seconds of `time.monotonic()`, which all processes of a machine share.
     at_s: float = 0.0
     work: EngineWork = field(default_factory=EngineWork)

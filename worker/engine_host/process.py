@@ -152,6 +152,7 @@ class EngineLoop:
             num_adds_seen=self._num_adds_seen,
             load=self._engine.load(),
             drafts=self._engine.drafts(),
+            media=self._engine.media_counts(),
             at_s=time.monotonic(),
             work=self._engine.take_work(),
             new_outputs=output.new_outputs,

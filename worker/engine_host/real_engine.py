@@ -37,6 +37,7 @@ from .messages import (
     FinishedCall,
     FinishedSample,
     LogprobDetails,
+    MediaCounts,
     NewOutput,
     Ready,
 )
@@ -106,6 +107,7 @@ class RealEngine:
             drafts=self.drafts(),
             kinds=served_kinds(self._engine.pooling),
             media=self._engine.media_kinds,
+            sample_rate_hz=self._engine.sample_rate_hz,
         )
 
     def add(self, request: AddRequest) -> None:
@@ -211,6 +213,19 @@ class RealEngine:
         if counts is None:
             return None
         return DraftCounts(counts.num_draft_tokens, counts.num_accepted_tokens)
+
+    def media_counts(self) -> MediaCounts | None:
+        """Return the counts of pictures and sounds, or None if the model takes none."""
+        counts = self._engine.feature_counts()
+        if counts is None:
+            return None
+        return MediaCounts(
+            counts.num_encoded,
+            counts.num_found,
+            counts.num_runs,
+            counts.run_time_s,
+            counts.num_bytes,
+        )
 
     def take_work(self) -> EngineWork:
         """Return what was computed since the last call."""

@@ -23,7 +23,15 @@ from typing import Any
 from batchmill.engine.contract.media import MEDIA_KINDS, media_kinds
 
 from .hosted_engine import RequestRefused, StepOutput
-from .messages import AddRequest, DraftCounts, EngineLoad, EngineWork, Finished, Ready
+from .messages import (
+    AddRequest,
+    DraftCounts,
+    EngineLoad,
+    EngineWork,
+    Finished,
+    MediaCounts,
+    Ready,
+)
 from .stub_output import (
     extra_output,
     split_thoughts,
@@ -226,6 +234,10 @@ class StubEngine:
 
     def drafts(self) -> DraftCounts | None:
         """Return None: there is no prompt lookup."""
+        return None
+
+    def media_counts(self) -> MediaCounts | None:
+        """Return None: there is no tower."""
         return None
 
     def step(self) -> StepOutput:

@@ -10,6 +10,7 @@ from batchmill.producer.protocol.media import MEDIA_EXTRA
 from batchmill.producer.protocol.records import WorkerInfo
 from batchmill.producer.store.job_store import JobStore
 from batchmill.worker.engine_host.engine_link import EngineLink
+from batchmill.worker.engine_host.messages import MediaCounts
 from batchmill.worker.media.decoder import can_decode
 from batchmill.worker.metrics.autoscaling import SPEED_STAT
 from batchmill.worker.settings import WorkerSettings
@@ -137,9 +138,21 @@ class Heartbeat:
         if drafts is not None:
             stats["draft_tokens"] = drafts.num_draft_tokens
             stats["accepted_tokens"] = drafts.num_accepted_tokens
+        if self._link.media is not None:
+            stats |= _media_stats(self._link.media)
         return stats | self._times.stats()
 
     def _state(self) -> str:
         if self._is_draining():
             return "draining"
         return "starting" if self._link.ready is None else "ready"
+
+
+def _media_stats(counts: MediaCounts) -> dict[str, int | float | str]:
+    return {
+        "media_encoded": counts.num_encoded,
+        "media_found": counts.num_found,
+        "tower_runs": counts.num_runs,
+        "tower_s": round(counts.run_time_s, 1),
+        "media_cache_bytes": counts.num_bytes,
+    }

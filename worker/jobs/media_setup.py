@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+from batchmill.engine.contract.media import Audio
 from batchmill.producer.store.job_store import JobStore
+from batchmill.worker.engine_host.engine_link import EngineLink
 from batchmill.worker.media.decoder import DecodeLimits, MediaDecoder
 from batchmill.worker.media.fetcher import MediaFetcher
 from batchmill.worker.media.reader import MediaReader
+from batchmill.worker.metrics.worker_meter import JobMeter
 from batchmill.worker.settings import WorkerSettings
 
 from .media_threads import MediaThreads
 
 
-def media_threads(settings: WorkerSettings, store: JobStore) -> MediaThreads:
+def media_threads(
+    settings: WorkerSettings, store: JobStore, link: EngineLink, meter: JobMeter
+) -> MediaThreads:
     """Return what prepares media, as the settings of a worker say; nothing is started yet."""
     limits = DecodeLimits(
         max_pixels=settings.media_max_pixels,
@@ -30,5 +35,11 @@ def media_threads(settings: WorkerSettings, store: JobStore) -> MediaThreads:
         ttl_s=settings.media_ttl_s,
         max_memory_percent=settings.max_memory_percent,
         max_job_bytes=settings.media_max_job_bytes,
+        read_rate_hz=lambda: None if link.ready is None else link.ready.sample_rate_hz,
+        note=lambda medium, time_s: meter.note_media(
+            medium.kind,
+            duration_s=medium.duration_s if isinstance(medium, Audio) else 0.0,
+            decode_time_s=time_s,
+        ),
     )
     return MediaThreads(reader)

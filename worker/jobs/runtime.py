@@ -130,7 +130,7 @@ class WorkerRuntime:
         self._saved = SavedOutput(self.link.send)
         self.reporter = OutcomeReporter(settings.finisher_threads)
         self._objects = ObjectThreads(store, self.metrics.jobs, on_room=on_room)
-        self._media = media_threads(settings, store)
+        self._media = media_threads(settings, store, self.link, self.metrics.jobs)
         self.writer = self._make_writer()
         self._prefixes = HeldPrefixes(
             is_on=settings.prefix_claims and settings.engine_config.enable_prefix_caching

@@ -6,7 +6,13 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 
 from batchmill.worker.engine_host.engine_link import EngineLink
-from batchmill.worker.engine_host.messages import DraftCounts, Finished, Refused, StepReport
+from batchmill.worker.engine_host.messages import (
+    DraftCounts,
+    Finished,
+    MediaCounts,
+    Refused,
+    StepReport,
+)
 from batchmill.worker.metrics import worker_series as names
 from batchmill.worker.metrics.gpu import gpu_source
 from batchmill.worker.metrics.probes import Probe
@@ -34,6 +40,7 @@ class WorkerMetrics:
         self.jobs = JobMeter()
         self.speed = BusySpeed()
         self._drafts = _NO_DRAFTS
+        self._media = MediaCounts()
         # When the engine last reported, if it had requests left; None otherwise.
         self._busy_since: float | None = None
         self._close: Callable[[], None] = lambda: None
@@ -58,6 +65,16 @@ class WorkerMetrics:
             old, self._drafts = self._drafts, report.drafts
             meter.draft_tokens.add(self._drafts.num_draft_tokens - old.num_draft_tokens)
             meter.accepted_tokens.add(self._drafts.num_accepted_tokens - old.num_accepted_tokens)
+        if report.media is not None:
+            self._note_media(report.media)
+
+    def _note_media(self, counts: MediaCounts) -> None:
+        meter, old, self._media = self.engine, self._media, counts
+        num_hits = counts.num_found - old.num_found
+        meter.media_hits.add(num_hits)
+        meter.media_queries.add(num_hits + counts.num_encoded - old.num_encoded)
+        meter.tower_runs.add(counts.num_runs - old.num_runs)
+        meter.tower_time.add(counts.run_time_s - old.run_time_s)
 
     def note_tokens(self, job: ActiveJob, num_tokens: int, at_s: float) -> None:
         """Count new tokens of a job, before the job gets them."""
@@ -84,6 +101,7 @@ class WorkerMetrics:
     def note_engine_gone(self, cause: str | None) -> None:
         """Count the end of an engine process; None if it ended in an orderly way."""
         self._drafts = _NO_DRAFTS
+        self._media = MediaCounts()
         self._busy_since = None
         if cause is not None:
             self.engine.engine_restarts.add(1, (cause,))
@@ -151,6 +169,8 @@ class WorkerMetrics:
         yield from number(names.MAX_SEQS, self._settings.engine_config.max_num_seqs)
         yield from number(names.ACTIVE_JOBS, len(jobs))
         yield from number(names.UNSAVED_TOKENS, sum(job.num_unsaved for job in jobs.snapshot()))
+        if link.media is not None:
+            yield from number(names.MEDIA_CACHE_BYTES, link.media.num_bytes)
         yield from number(names.ENGINE_READY, ready is not None)
         yield from number(names.ENGINE_STALLED, link.stalled_s)
         yield from number(names.BROKER_SILENT, heartbeat.silent_s)

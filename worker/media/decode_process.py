@@ -2,8 +2,8 @@
 
 `decoder.py` starts it as `python -I -S decode_process.py MEMORY_BYTES FOLDER…`, with a socket as
 its standard input. It imports the standard library only, and from the folders Pillow for a picture,
-and soundfile and numpy for a sound. Content that takes too long ends this process by a signal, and
-so does content that crashes a library.
+and soundfile, numpy and soxr for a sound. Content that takes too long ends this process by a
+signal, and so does content that crashes a library.
 """
 
 from __future__ import annotations
@@ -209,8 +209,8 @@ def _upright(image: Any) -> Any:
 def _as_rgb(image: Any) -> Any:
     from PIL import Image
 
-    if image.mode.startswith("I"):  # 16 bits of grey
-        image = image.convert("I").point(lambda value: value / 256).convert("L")
+    if image.mode.startswith("I"):
+        image = _grey_of_16_bits(image)
     if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
         image = image.convert("RGBA")
         white = Image.new("RGBA", image.size, "white")
@@ -218,8 +218,22 @@ def _as_rgb(image: Any) -> Any:
     return image if image.mode == "RGB" else image.convert("RGB")
 
 
+def _grey_of_16_bits(image: Any) -> Any:
+    """Return 8 bits, white where transparent, which Pillow would compare with the 8 bits only."""
+    from PIL import Image
+
+    hidden = image.info.pop("transparency", None)
+    image = image.convert("I")
+    grey = image.point(lambda value: value / 256).convert("L")
+    if hidden is not None:
+        values = memoryview(image.tobytes()).cast("i")
+        mask = bytes(255 if value == hidden else 0 for value in values)
+        grey.paste(255, mask=Image.frombytes("L", image.size, mask))
+    return grey
+
+
 def _decode_audio(content: bytes, limits: dict[str, Any]) -> Message:
-    """Return float32 samples of one channel, the mean of all, at the rate that they have."""
+    """Return float32 samples of one channel, the mean of all, at the rate that is asked for."""
     import numpy as np
     import soundfile
 
@@ -237,7 +251,15 @@ def _decode_audio(content: bytes, limits: dict[str, Any]) -> Message:
     if sound.channels > _MAX_CHANNELS:
         raise Refused("range", f"has {sound.channels} channels, the limit is {_MAX_CHANNELS}")
     samples = _read_samples(sound, int(limits["max_audio_s"] * rate_hz), limits["max_audio_s"])
-    return Message({"rate_hz": rate_hz}, np.clip(samples, -1, 1).astype("<f4").tobytes())
+    samples = np.clip(samples, -1, 1)
+    wanted_hz = limits["rate_hz"]
+    if wanted_hz not in (None, rate_hz):
+        import soxr
+
+        samples, rate_hz = soxr.resample(samples, rate_hz, wanted_hz), wanted_hz
+        if not len(samples):
+            samples = np.zeros(1)
+    return Message({"rate_hz": rate_hz}, samples.astype("<f4").tobytes())
 
 
 def _read_samples(sound: Any, max_frames: int, max_s: float) -> Any:

@@ -25,7 +25,7 @@ from . import decode_process as process
 from .errors import INVALID, TOO_LARGE, UNAVAILABLE, MediaError
 
 #: Packages that each kind needs.
-_PACKAGES: Final = {"image": ("PIL",), "audio": ("numpy", "soundfile")}
+_PACKAGES: Final = {"image": ("PIL",), "audio": ("numpy", "soundfile", "soxr")}
 _START_S: Final = 30.0
 #: Beyond its own limit of time, a process may take this long to receive, reply or end.
 _GRACE_S: Final = 5.0
@@ -66,12 +66,13 @@ class MediaDecoder:
         self._idle: list[_DecodeProcess] = []
         self._is_closed = False
 
-    def decode(self, content: bytes, kind: str) -> Media:
+    def decode(self, content: bytes, kind: str, *, rate_hz: int | None = None) -> Media:
         """Return the pixels or samples of content.
 
         Args:
             content: a file.
             kind: `image` or `audio`.
+            rate_hz: to which a sound is resampled; None keeps its own rate.
 
         Raises:
             MediaError: `media_invalid`, `media_too_large`, or `media_unavailable`.
@@ -85,6 +86,7 @@ class MediaDecoder:
             "kind": kind,
             "max_pixels": self._limits.max_pixels,
             "max_audio_s": self._limits.max_audio_s,
+            "rate_hz": rate_hz,
             "timeout_s": self._limits.timeout_s,
         }
         reply = self._ask(head, content)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import time
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -49,6 +50,8 @@ class MediaReader:
         ttl_s: int,
         max_memory_percent: int | None,
         max_job_bytes: int,
+        read_rate_hz: Callable[[], int | None],
+        note: Callable[[Media, float], None],
     ) -> None:
         """Bind to what it reads with.
 
@@ -59,6 +62,8 @@ class MediaReader:
             ttl_s: seconds for which a fetched one is kept after the job.
             max_memory_percent: of Redis' memory, beyond which nothing that was fetched is stored.
             max_job_bytes: of the decoded media of a job.
+            read_rate_hz: the rate of the sounds that the model takes; None leaves them as they are.
+            note: is told each decoded medium, and the seconds that decoding it took.
         """
         self._store = store
         self._decoder = decoder
@@ -66,6 +71,8 @@ class MediaReader:
         self._ttl_ms = ttl_s * 1000
         self._max_memory_percent = max_memory_percent
         self._max_job_bytes = max_job_bytes
+        self._read_rate_hz = read_rate_hz
+        self._note = note
 
     def read(self, owner: MediaOwner, parts: Sequence[MediaPart]) -> list[Media]:
         """Return the decoded media of a job, in order; equal ones are read and decoded once.
@@ -91,10 +98,16 @@ class MediaReader:
                 decoded[key] = self._fetched(owner, place, part)
             elif key not in decoded:
                 content = self._stored(owner, place, name, part)
-                decoded[key] = self._decoder.decode(content, part.type)
+                decoded[key] = self._decoded(content, part.type)
             self._check_bytes(decoded.values())
             found.append(decoded[key])
         return found
+
+    def _decoded(self, content: bytes, kind: str) -> Media:
+        started_at = time.monotonic()
+        medium = self._decoder.decode(content, kind, rate_hz=self._read_rate_hz())
+        self._note(medium, time.monotonic() - started_at)
+        return medium
 
     def _check_bytes(self, media: Iterable[Media]) -> None:
         num_bytes = sum(each.num_bytes for each in media)
@@ -131,7 +144,7 @@ class MediaReader:
         It is decoded first: what is neither a picture nor a sound is not stored.
         """
         content = self._fetcher.fetch(part.url or "")
-        decoded = self._decoder.decode(content, part.type)
+        decoded = self._decoded(content, part.type)
         media = NewMedia(
             *(content, media_id(content), part.type, owner.tenant, self._ttl_ms), is_of_job=True
         )

@@ -30,6 +30,10 @@ class EngineMeter:
         self.rejections = Counter(names.REJECTIONS)
         self.draft_tokens = Counter(names.DRAFT_TOKENS)
         self.accepted_tokens = Counter(names.ACCEPTED_TOKENS)
+        self.media_queries = Counter(names.MEDIA_QUERIES)
+        self.media_hits = Counter(names.MEDIA_HITS)
+        self.tower_runs = Counter(names.TOWER_RUNS)
+        self.tower_time = Counter(names.TOWER_TIME)
         self.steps = Counter(names.STEPS)
         self.recomputed_tokens = Counter(names.RECOMPUTED_TOKENS)
         self.engine_restarts = Counter(names.ENGINE_RESTARTS)
@@ -129,7 +133,8 @@ class EngineMeter:
 class JobMeter:
     """Counts of jobs and checkpoints.
 
-    Each method is called by one thread only, except `note_params` and `note_objects`.
+    Each method is called by one thread only, except `note_params`, `note_objects` and
+    `note_media`.
     """
 
     def __init__(self) -> None:
@@ -143,6 +148,9 @@ class JobMeter:
         self.fenced_writes = Counter(names.FENCED_WRITES)
         self.objects = Counter(names.OBJECTS)
         self.object_bytes = Counter(names.OBJECT_BYTES)
+        self.media_decoded = Counter(names.MEDIA_DECODED)
+        self.audio_time = Counter(names.AUDIO_TIME)
+        self.decode_time = Counter(names.DECODE_TIME_OF_MEDIA)
         self._lock = threading.Lock()
         self.queue_wait = Histogram(names.QUEUE_WAIT)
         self.max_tokens = Histogram(names.PARAMS_MAX_TOKENS)
@@ -184,6 +192,19 @@ class JobMeter:
                     self.objects.add(number, (action, result))
             if num_bytes:
                 self.object_bytes.add(num_bytes, (action,))
+
+    def note_media(self, kind: str, *, duration_s: float, decode_time_s: float) -> None:
+        """Count a picture or a sound that was decoded.
+
+        Args:
+            kind: `image` or `audio`.
+            duration_s: of a sound; 0 for a picture.
+            decode_time_s: that it took.
+        """
+        with self._lock:
+            self.media_decoded.add(1, (kind,))
+            self.decode_time.add(decode_time_s, (kind,))
+            self.audio_time.add(duration_s)
 
     def note_settled(self, state: str | None, code: str | None) -> None:
         """Count a job that leaves the worker; its state is None if another claim holds it."""

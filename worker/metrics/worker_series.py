@@ -58,6 +58,9 @@ CACHE_CONFIG: Final = _gauge(
 )
 MAX_SEQS: Final = _gauge("max_num_seqs", "Requests that the engine computes together at most.")
 ACTIVE_JOBS: Final = _gauge("active_jobs", "Jobs that the worker holds.")
+MEDIA_CACHE_BYTES: Final = _gauge(
+    "mm_cache_bytes", "Memory that the features of pictures and sounds take."
+)
 UNSAVED_TOKENS: Final = _gauge("unsaved_tokens", "Generated tokens that no checkpoint holds yet.")
 ENGINE_READY: Final = _gauge("engine_ready", "1 if a model is loaded, otherwise 0.")
 ENGINE_STALLED: Final = _gauge(
@@ -108,6 +111,14 @@ DRAFT_TOKENS: Final = _counter(
 ACCEPTED_TOKENS: Final = _counter(
     "spec_decode_num_accepted_tokens", "Of these, those that were accepted."
 )
+MEDIA_QUERIES: Final = _counter(
+    "mm_cache_queries", "Pictures and sounds whose features were looked up in memory."
+)
+MEDIA_HITS: Final = _counter("mm_cache_hits", "Of these, those that were found.")
+TOWER_RUNS: Final = _counter(
+    "tower_runs", "Runs of the tower, which computes the features of several pictures or sounds."
+)
+TOWER_TIME: Final = _counter("tower_seconds", "Seconds that these took.")
 STEPS: Final = _counter("engine_steps", "Steps of the engine.")
 
 # Jobs.
@@ -144,6 +155,15 @@ OBJECTS: Final = _counter(
     "Documents and results in the object store that the worker has read, written or deleted.",
     "action",
     "result",
+)
+MEDIA_DECODED: Final = _counter(
+    "media_decoded",
+    "Pictures and sounds that the worker has decoded, by kind (`image`, `audio`).",
+    "kind",
+)
+AUDIO_TIME: Final = _counter("audio_seconds", "Seconds that the decoded sounds last.")
+DECODE_TIME_OF_MEDIA: Final = _counter(
+    "media_decode_seconds", "Seconds that decoding pictures and sounds took.", "kind"
 )
 OBJECT_BYTES: Final = _counter("object_bytes", "Bytes of those read and written.", "action")
 ENGINE_RESTARTS: Final = _counter(
@@ -214,6 +234,7 @@ CHECKPOINT_LAG: Final = _histogram(
 GAUGES: Final = (
     *(RUNNING, WAITING, WAITING_BY_REASON, KV_CACHE_USAGE, CACHE_CONFIG, MAX_SEQS, ACTIVE_JOBS),
     *(UNSAVED_TOKENS, ENGINE_READY, ENGINE_STALLED, BROKER_SILENT, BUSY_SPEED),
+    MEDIA_CACHE_BYTES,
 )
 GPU_GAUGES: Final = (GPU_MEMORY_USED, GPU_MEMORY_TOTAL, GPU_UTILISATION)
 COUNTERS: Final = (
@@ -221,7 +242,8 @@ COUNTERS: Final = (
     *(PREEMPTIONS, REQUEST_SUCCESS, CORRUPTED, REJECTIONS, DRAFT_TOKENS, ACCEPTED_TOKENS, STEPS),
     *(JOBS_CLAIMED, JOBS_PROCESSED, JOBS_HANDED_OVER, JOBS_TAKEN_OVER, JOBS_SLICED),
     *(RESUMED_TOKENS, RECOMPUTED_TOKENS, FENCED_WRITES, ENGINE_RESTARTS),
-    *(OBJECTS, OBJECT_BYTES),
+    *(OBJECTS, OBJECT_BYTES, MEDIA_DECODED, AUDIO_TIME, DECODE_TIME_OF_MEDIA),
+    *(MEDIA_QUERIES, MEDIA_HITS, TOWER_RUNS, TOWER_TIME),
 )
 HISTOGRAMS: Final = (
     *(TTFT, INTER_TOKEN, PER_OUTPUT_TOKEN, E2E, QUEUE_TIME, PREFILL_TIME, DECODE_TIME),

@@ -63,13 +63,16 @@ def test_features_are_kept_up_to_a_number_of_bytes(loaded: LoadedModel) -> None:
     each_bytes = items[0].num_features * model.hidden_size * 4
     cache = FeatureCache(model, 2 * each_bytes)
     cache.features_of([items[0], items[1], items[0]])
-    assert (cache.num_encoded, cache.num_bytes) == (2, 2 * each_bytes)
+    assert (cache.counts.num_encoded, cache.counts.num_bytes) == (2, 2 * each_bytes)
     cache.features_of([items[0]])
     cache.features_of([items[2]])  # drops the second, which was not used since
     cache.features_of([items[0]])
-    assert (cache.num_encoded, cache.num_found, cache.num_bytes) == (3, 2, 2 * each_bytes)
+    counts = cache.counts
+    assert (counts.num_encoded, counts.num_found, counts.num_bytes) == (3, 2, 2 * each_bytes)
+    assert counts.num_runs == 2
+    assert counts.run_time_s > 0
     cache.features_of([items[1]])
-    assert cache.num_encoded == 4
+    assert cache.counts.num_encoded == 4
 
 
 def test_features_of_one_batch_do_not_keep_each_other_in_memory(loaded: LoadedModel) -> None:

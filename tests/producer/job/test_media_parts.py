@@ -39,6 +39,10 @@ def job_with(*parts: Any, **fields: Any) -> GenerationJob:
         pytest.param({"type": "image", "image": DATA_URL}, id="hf-image"),
         pytest.param({"type": "image", "url": DATA_URL}, id="hf-url"),
         pytest.param({"type": "image", "base64": PNG_TEXT}, id="hf-base64"),
+        pytest.param({"type": "image", "url": f"DATA:;Base64,{PNG_TEXT}"}, id="upper-case"),
+        pytest.param(
+            {"type": "image", "url": f"data:text/html;base64,{PNG_TEXT}"}, id="wrong-type"
+        ),
         pytest.param({"type": "image", "image": PNG}, id="bytes"),
         pytest.param({"type": "image", "media": media_id(PNG)}, id="stored"),
     ],
@@ -78,6 +82,14 @@ def test_parts_of_text_alone_become_one_text() -> None:
         pytest.param({"type": "image", "image": "/etc/passwd"}, "use https", id="path-as-image"),
         pytest.param({"type": "image", "url": "file:///etc/passwd"}, "use https", id="file-url"),
         pytest.param({"type": "image", "base64": "<svg/>"}, "not base64", id="not-base64"),
+        pytest.param(
+            {"type": "image", "url": f"data:image/png;base64,{PNG_TEXT[:9]}\n{PNG_TEXT[9:]}"},
+            "line breaks",
+            id="line-break",
+        ),
+        pytest.param({"type": "image", "base64": "iVBO%2B"}, "percent signs", id="percent"),
+        pytest.param({"type": "image", "base64": "_-__"}, "standard alphabet", id="base64url"),
+        pytest.param({"type": "image", "url": "https://a@b/c"}, "not fetched", id="user-in-url"),
         pytest.param({"type": "image", "image": b"<svg></svg>"}, "PNG, JPEG", id="svg"),
         pytest.param({"type": "image", "image": b""}, "is empty", id="empty"),
         pytest.param({"type": "image", "image": FLAC}, "of the kind audio", id="sound-as-image"),
@@ -156,6 +168,18 @@ def test_a_file_may_be_named_like_an_id(tmp_path: Path) -> None:
     (tmp_path / "med_scan.png").write_bytes(PNG)
     assert media_part("med_scan.png", "image", tmp_path).media == media_id(PNG)
     assert media_part(media_id(FLAC), "audio").media == media_id(FLAC)
+
+
+def test_too_many_pictures_are_refused_with_the_limit() -> None:
+    part = {"type": "image", "image": PNG}
+    with pytest.raises(JobRejected, match=r"100 pictures and sounds, .* limit is 16"):
+        prepare(job_with(*[part] * 100), ProducerSettings())
+    prepared = prepare(job_with(*[part] * 100), ProducerSettings(max_media_per_job=100))
+    assert len(prepared.media) == 100
+    assert len(prepared.new_media) == 1
+    with pytest.raises(JobRejected) as refusal:
+        job_with(*[part] * 1000)
+    assert "1000" in str(refusal.value) or "limit" in str(refusal.value)
 
 
 def test_a_group_of_jobs_counts_the_content_that_it_sends() -> None:

@@ -16,6 +16,7 @@ import soundfile
 from PIL import Image as PillowImage
 
 from batchmill.engine.contract.media import Audio, Image
+from batchmill.engine.media.sounds import at_rate
 from batchmill.worker.media import decode_process as process
 from batchmill.worker.media import decoder as decoder_module
 from batchmill.worker.media.decoder import DecodeLimits, MediaDecoder
@@ -41,11 +42,34 @@ def picture(
     return target.getvalue()
 
 
-def sound(num_frames: int = 800, rate: int = 8000, channels: int = 1, form: str = "WAV") -> bytes:
+def sound(
+    num_frames: int = 800,
+    rate: int = 8000,
+    channels: int = 1,
+    form: str = "WAV",
+    value: float | None = None,
+) -> bytes:
     target = io.BytesIO()
     wave = np.linspace(-0.5, 0.5, max(num_frames, 1), dtype="f4")[:num_frames]
-    soundfile.write(target, np.stack([wave] * channels, axis=1), rate, format=form)
+    if value is not None:
+        wave[:] = value
+    subtype = None if value is None else "FLOAT"
+    soundfile.write(target, np.stack([wave] * channels, axis=1), rate, subtype, format=form)
     return target.getvalue()
+
+
+def noise(form: str, **how: Any) -> bytes:
+    target = io.BytesIO()
+    PillowImage.effect_noise((64, 64), 90).convert("RGB").save(target, form, **how)
+    return target.getvalue()
+
+
+def zipped_text() -> bytes:
+    """Return a PNG with a text that takes 64 MiB when it is unpacked."""
+    text = png_chunk(b"zTXt", b"k\0\0" + zlib.compress(bytes(64 << 20)))
+    small = png_of_size(1, 1, b"\0abc")
+    at = small.index(b"IDAT") - 4
+    return small[:at] + text + small[at:]
 
 
 def png_chunk(kind: bytes, data: bytes) -> bytes:
@@ -57,6 +81,14 @@ def png_of_size(width: int, height: int, data: bytes = b"") -> bytes:
     header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
     chunks = ((b"IHDR", header), (b"IDAT", zlib.compress(data)), (b"IEND", b""))
     return b"\x89PNG\r\n\x1a\n" + b"".join(png_chunk(*chunk) for chunk in chunks)
+
+
+def with_field(content: bytes, mark: bytes, offset: int, form: str, value: int) -> bytes:
+    """Return a file with another number at an offset from the end of a mark."""
+    at = content.index(mark) + len(mark) + offset
+    data = bytearray(content)
+    struct.pack_into(form, data, at, value)
+    return bytes(data)
 
 
 @pytest.mark.parametrize("form", ["PNG", "WEBP", "GIF"])
@@ -99,6 +131,93 @@ def test_other_modes_become_rgb(decoder: MediaDecoder, mode: str) -> None:
     assert len(found.pixels) == 18
 
 
+def wide(value: int, **how: Any) -> bytes:
+    """Return a PNG with 16 bits of grey."""
+    target = io.BytesIO()
+    PillowImage.fromarray(np.full((2, 3), value, dtype=np.uint16)).save(target, "PNG", **how)
+    return target.getvalue()
+
+
+RED_AND_BLUE = [PillowImage.new("RGB", (3, 2), color) for color in ("red", "blue")]
+
+
+def frames(form: str, **how: Any) -> bytes:
+    target = io.BytesIO()
+    first, *others = RED_AND_BLUE
+    first.save(target, form, save_all=True, append_images=others, **how)
+    return target.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("content", "pixel"),
+    [
+        pytest.param(frames("PNG"), b"\xff\0\0", id="animated-png"),
+        pytest.param(frames("WEBP", lossless=True), b"\xff\0\0", id="animated-webp"),
+        pytest.param(frames("MPO"), b"\xfe\0\0", id="mpo"),
+        pytest.param(picture("CMYK", form="JPEG"), b"\xff\xff\xff", id="cmyk"),
+        pytest.param(wide(65_535), b"\xff\xff\xff", id="16-bits"),
+        pytest.param(wide(7, transparency=7), b"\xff\xff\xff", id="16-bits-transparent"),
+        pytest.param(wide(7 << 8, transparency=7), b"\7\7\7", id="16-bits-opaque"),
+        pytest.param(picture("1"), b"\0\0\0", id="1-bit"),
+        pytest.param(picture("P", transparency=0), b"\xff\xff\xff", id="palette-transparent"),
+        pytest.param(picture("L", transparency=0), b"\xff\xff\xff", id="grey-transparent"),
+        pytest.param(picture(size=(1, 100_000)), b"\0\0\0", id="1-by-100000"),
+    ],
+)
+def test_unusual_pictures_become_rgb(decoder: MediaDecoder, content: bytes, pixel: bytes) -> None:
+    found = decoder.decode(content, "image")
+    assert isinstance(found, Image)
+    assert found.pixels[-3:] == pixel
+
+
+@pytest.mark.parametrize(
+    ("orientation", "corner"),
+    [(1, 0), (2, 1), (3, 3), (4, 2), (5, 0), (6, 1), (7, 3), (8, 2), (9, 0)],
+)
+def test_each_orientation_turns_the_corner(
+    decoder: MediaDecoder, orientation: int, corner: int
+) -> None:
+    """A black corner at the top left; corners of the result are counted row by row."""
+    exif = PillowImage.Exif()
+    exif[0x0112] = orientation
+    target = io.BytesIO()
+    image = PillowImage.new("RGB", (32, 16), "white")
+    image.paste((0, 0, 0), (0, 0, 8, 8))
+    image.save(target, "JPEG", exif=exif, quality=100)
+    found = decoder.decode(target.getvalue(), "image")
+    assert isinstance(found, Image)
+    assert (found.width > found.height) == (orientation not in (5, 6, 7, 8))
+    pixels = np.frombuffer(found.pixels, np.uint8).reshape(found.height, found.width, 3)
+    corners = [pixels[y, x].max() for y in (0, -1) for x in (0, -1)]
+    assert int(np.argmin(corners)) == corner
+
+
+@pytest.mark.parametrize(
+    ("content", "num_samples"),
+    [
+        pytest.param(with_field(sound(), b"data", 0, "<I", 2**32 - 16), 800, id="lying-data"),
+        pytest.param(with_field(sound(), b"RIFF", 0, "<I", 10), 800, id="lying-riff"),
+        pytest.param(sound(channels=8), 800, id="8-channels"),
+    ],
+)
+def test_a_sound_has_the_samples_that_are_there(
+    decoder: MediaDecoder, content: bytes, num_samples: int
+) -> None:
+    found = decoder.decode(content, "audio")
+    assert isinstance(found, Audio)
+    assert len(found.samples) == 4 * num_samples
+
+
+def test_a_sound_is_resampled_where_it_is_decoded(decoder: MediaDecoder) -> None:
+    own = decoder.decode(sound(), "audio")
+    found = decoder.decode(sound(), "audio", rate_hz=16_000)
+    assert isinstance(own, Audio)
+    assert isinstance(found, Audio)
+    assert (found.sample_rate_hz, len(found.samples)) == (16_000, 4 * 1600)
+    assert found == at_rate(own, 16_000)
+    assert decoder.decode(sound(), "audio", rate_hz=8000) == own
+
+
 @pytest.mark.parametrize("form", ["WAV", "FLAC", "OGG", "MP3"])
 def test_a_sound_becomes_samples_of_one_channel(decoder: MediaDecoder, form: str) -> None:
     found = decoder.decode(sound(8000, channels=2, form=form), "audio")
@@ -129,6 +248,23 @@ def test_a_sound_becomes_samples_of_one_channel(decoder: MediaDecoder, form: str
         pytest.param(b"GIF89a<script>alert(1)</script>", "image", INVALID, "", id="polyglot-gif"),
         pytest.param(b"RIFF\xff\xff\xff\xffWAVE", "audio", INVALID, "", id="no-format"),
         pytest.param(sound(0), "audio", INVALID, "no samples", id="no-samples"),
+        pytest.param(
+            noise("JPEG", progressive=True)[:400], "image", INVALID, "", id="progressive-truncated"
+        ),
+        pytest.param(picture(form="TIFF"), "image", INVALID, "no format that is read", id="tiff"),
+        pytest.param(picture(form="ICO"), "image", INVALID, "no format that is read", id="ico"),
+        pytest.param(png_of_size(0, 5), "image", INVALID, "", id="no-width"),
+        pytest.param(zipped_text(), "image", INVALID, "damaged", id="text-bomb"),
+        pytest.param(
+            with_field(sound(), b"fmt ", 6, "<H", 0), "audio", INVALID, "", id="no-channels"
+        ),
+        pytest.param(
+            sound(form="WAV", value=np.nan), "audio", INVALID, "not numbers", id="nan-samples"
+        ),
+        pytest.param(sound(8000, form="FLAC")[:999], "audio", INVALID, "", id="flac-truncated"),
+        pytest.param(sound(8000, form="OGG")[:999], "audio", INVALID, "", id="ogg-truncated"),
+        pytest.param(sound(8000, form="MP3")[:50], "audio", INVALID, "", id="mp3-truncated"),
+        pytest.param(b"ID3\4\0\0\x7f\x7f\x7f\x7f", "audio", INVALID, "", id="mp3-lying-tag"),
         pytest.param(
             sound(8000 * 3), "audio", TOO_LARGE, "BATCHMILL_MEDIA_MAX_AUDIO_S", id="too-long"
         ),

@@ -58,7 +58,14 @@ def claimed(store: JobStore, num_media: int) -> MediaOwner:
 
 def reader(store: JobStore, decoder: MediaDecoder, server: ChangingServer) -> MediaReader:
     return MediaReader(
-        store, decoder, server, ttl_s=60, max_memory_percent=None, max_job_bytes=MAX_JOB_BYTES
+        store,
+        decoder,
+        server,
+        ttl_s=60,
+        max_memory_percent=None,
+        max_job_bytes=MAX_JOB_BYTES,
+        read_rate_hz=lambda: None,
+        note=lambda medium, time_s: None,
     )
 
 
