@@ -119,7 +119,7 @@ def load_weights(
         shape = sites[layer][site]
         pairs[layer][site] = LoraPair(
             torch.zeros(len(shape.widths) * rank, shape.in_features, dtype=dtype),
-            torch.zeros(sum(shape.widths), rank, dtype=dtype),
+            torch.zeros(rank, sum(shape.widths), dtype=dtype),
         )
     with safe_open(weights_file(files.path), framework="pt") as file:
         for each in modules:
@@ -129,14 +129,14 @@ def load_weights(
             up = file.get_tensor(each.matrices.up_name).float()
             scaled = up * files.config.scale_of(each.name)
             _fill(pair, sites[each.layer][each.site].widths, each.part, down, scaled)
-    return tuple(tuple(_move(pair, device) for pair in layer) for layer in pairs)
+    return LoraWeights(tuple(tuple(_move(pair, device) for pair in layer) for layer in pairs))
 
 
 def _fill(pair: LoraPair, widths: Sequence[int], part: int, down: Tensor, up: Tensor) -> None:
-    rank, own_rank = pair.up.shape[1], len(down)
+    rank, own_rank = len(pair.up), len(down)
     start = sum(widths[:part])
     pair.down[part * rank : part * rank + own_rank] = down
-    pair.up[start : start + widths[part], :own_rank] = up
+    pair.up[:own_rank, start : start + widths[part]] = up.T
 
 
 def _move(pair: LoraPair | None, device: torch.device) -> LoraPair | None:

@@ -1,7 +1,8 @@
 """The layers of the native decoder with LoRA adapters, beside those without.
 
-A step without adapters runs the plain layers (or the C++ ones), which know nothing of adapters. A
-step with adapters runs these: the same weights, with `LoraLinear` around each matrix.
+A step without adapters runs the plain layers, which know nothing of adapters. The layers in one C++
+call add adapters themselves. All other steps with adapters run these: the same weights, with
+`LoraLinear` around each matrix.
 """
 
 from __future__ import annotations
@@ -102,7 +103,7 @@ class LoraLinear:
         out = self._linear(x)
         groups = []
         for each in self._step.groups:
-            pair = each.owner[self._layer][self._site]
+            pair = each.owner.layers[self._layer][self._site]
             rows = each.sample_rows if self._of_samples else each.token_rows
             if pair is not None and len(rows):
                 groups.append(LoraRows(rows, pair))

@@ -190,7 +190,7 @@ class DecoderModel:
             )
         ]
         has_deepstack = inputs.features is not None and bool(inputs.features.deepstack)
-        is_plain = not (inputs.adapters or inputs.steered or has_deepstack)
+        is_plain = not (inputs.steered or has_deepstack)
         if self._fused is not None and is_plain:
             x, residual = self._fused.run_layers(inputs, kv_cache, steps[0].cos, steps[0].sin)
         else:

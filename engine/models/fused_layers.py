@@ -10,7 +10,13 @@ from batchmill.engine.memory.host_memory import return_free_memory
 from batchmill.engine.memory.kv_cache import KVCache
 from batchmill.engine.step.step_inputs import StepInputs
 from batchmill.kernels.cpu.library import cpp_is_usable
-from batchmill.kernels.ops.decoder_layers import CppDecoder, CppDecoderSizes, CppLayer, CppLinear
+from batchmill.kernels.ops.decoder_layers import (
+    CppAdapter,
+    CppDecoder,
+    CppDecoderSizes,
+    CppLayer,
+    CppLinear,
+)
 from batchmill.kernels.ops.int8_linear import Int8Linear
 from batchmill.kernels.ops.linear import PackedLinear, is_packable
 
@@ -133,6 +139,7 @@ class FusedLayers:
             inputs.cu_seqlens_q,
             inputs.seq_lens,
             inputs.sample_rows,
+            [CppAdapter(each.owner, each.token_rows, each.sample_rows) for each in inputs.adapters],
         )
 
 

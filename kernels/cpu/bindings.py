@@ -7,11 +7,17 @@ C code read the wrong memory: device, dtype, contiguity, indices.
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from .library import default_library
+from .lora import rows_table
+
+if TYPE_CHECKING:
+    from batchmill.kernels.ops.lora import LoraPair, LoraRows
 
 #: Numbers of the dtypes in the C++ sources (`with_dtype` in vec.h).
 _DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
@@ -195,6 +201,33 @@ def sample_cpp(
     return out
 
 
+def add_lora_cpp(
+    out: Tensor,
+    x: Tensor,
+    groups: Sequence[LoraRows],
+    widths: Sequence[int],
+    *,
+    library: ctypes.CDLL | None = None,
+) -> None:
+    """Compute `add_lora`.
+
+    Raises:
+        ValueError: C code cannot read a tensor (its device, dtype or layout), or a row lies
+            outside x.
+    """
+    dtype = _dtype_number("x", x)
+    _check_contiguous(out=out, x=x)
+    if out.dtype not in (x.dtype, torch.float32):
+        raise ValueError(f"out must be {x.dtype} as x or float32, got {out.dtype}")
+    for rows, pair in groups:
+        _check_group(rows, pair, x)
+    (library or default_library()).bm_add_lora(
+        out.data_ptr(), x.data_ptr(), rows_table(groups), len(groups),
+        (ctypes.c_int * len(widths))(*widths), len(widths), x.shape[1], out.shape[1], dtype,
+        out.dtype != x.dtype, torch.get_num_threads(),
+    )  # fmt: skip
+
+
 def _dtype_number(name: str, tensor: Tensor) -> int:
     number = _DTYPES.get(tensor.dtype)
     if number is None or tensor.device.type != "cpu":
@@ -233,3 +266,15 @@ def _refuse_invalid_slot(invalid: int, slot_mapping: Tensor, num_slots: int) -> 
             f"slot_mapping[{invalid}] is {int(slot_mapping[invalid])}, the cache has {num_slots} "
             f"slots: a slot must be 0 to {num_slots - 1}, or -1 to skip a token"
         )
+
+
+def _check_group(rows: Tensor, pair: LoraPair, x: Tensor) -> None:
+    _check_contiguous(rows=rows, down=pair.down, up=pair.up)
+    if rows.dtype != torch.int64 or not {pair.down.dtype, pair.up.dtype} == {x.dtype}:
+        raise ValueError(
+            f"rows must be int64 and the pair {x.dtype}, got {rows.dtype}, {pair.down.dtype} and "
+            f"{pair.up.dtype}"
+        )
+    # They are ascending, so that the first and the last are enough.
+    if len(rows) and not 0 <= int(rows[0]) <= int(rows[-1]) < len(x):
+        raise ValueError(f"rows {int(rows[0])} to {int(rows[-1])} lie outside x {list(x.shape)}")

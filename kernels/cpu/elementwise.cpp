@@ -7,7 +7,7 @@
 #include "ops.h"
 #include "vec.h"
 
-BM_EXPORT int bm_abi_version() { return 7; }
+BM_EXPORT int bm_abi_version() { return 8; }
 
 namespace {
 
@@ -54,11 +54,12 @@ void rms_norm(T* out, const T* x, T* residual, const T* weight, int num_rows, in
   });
 }
 
-template <class T>
-void silu_and_mul(T* out, const T* gate_up, int num_rows, int width, long stride, int num_threads) {
+template <class T, class In>
+void silu_and_mul(T* out, const In* gate_up, int num_rows, int width, long stride,
+                  int num_threads) {
   parallel_rows(num_rows, 4L * width, num_threads, [=](int begin, int end) {
     for (int row = begin; row < end; row++) {
-      const T* gate = gate_up + row * stride;
+      const In* gate = gate_up + row * stride;
       T* to = out + static_cast<long>(row) * width;
       each_vector(width, [&](int i, int n) {
         vf g = load_upto(gate + i, n);
@@ -169,6 +170,14 @@ BM_EXPORT void bm_silu_and_mul(void* out, const void* gate_up, int num_rows, int
   with_dtype(dtype, [=](auto zero) {
     typedef decltype(zero) T;
     silu_and_mul(static_cast<T*>(out), static_cast<const T*>(gate_up), num_rows, width, stride,
+                 num_threads);
+  });
+}
+
+BM_EXPORT void bm_float_silu_and_mul(void* out, const float* gate_up, int num_rows, int width,
+                                     int dtype, int num_threads) {
+  with_dtype(dtype, [=](auto zero) {
+    silu_and_mul(static_cast<decltype(zero)*>(out), gate_up, num_rows, width, 2L * width,
                  num_threads);
   });
 }

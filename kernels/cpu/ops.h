@@ -8,6 +8,7 @@
 
 #include <cstdint>
 
+#include "lora.h"
 #include "parallel.h"
 
 // Increase it with any change of a signature here; the loader compares it.
@@ -74,6 +75,16 @@ BM_EXPORT void bm_int8_quantize(const void* x, void* out, float* scales, int num
 BM_EXPORT void bm_int8_linear(void* out, const void* x, const float* x_scales, const void* packed,
                               const float* bias, int num_rows, int num_columns, int k,
                               long out_stride, int gated, int out_dtype, int num_threads);
+
+// Adds to out what adapters contribute; x is [num_rows, in]. A product of several parts (queries,
+// keys and values) has one width for each. float_out: out is float with any dtype of x.
+BM_EXPORT void bm_add_lora(void* out, const void* x, const BmLoraRows* groups, int num_groups,
+                           const int* widths, int num_parts, int in, long out_stride, int dtype,
+                           int float_out, int num_threads);
+
+// out = silu(gate) * up for gate_up [num_rows, 2 * width] in float; out in the dtype.
+BM_EXPORT void bm_float_silu_and_mul(void* out, const float* gate_up, int num_rows, int width,
+                                     int dtype, int num_threads);
 
 // Logits are float, -inf forbids a token; out is [num_rows].
 BM_EXPORT void bm_sample(int64_t* out, const float* logits, const float* temperature,

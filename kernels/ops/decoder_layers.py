@@ -14,10 +14,13 @@ from batchmill.kernels.cpu.library import default_library
 
 from .int8_linear import Int8Linear, int8_buffers
 from .linear import PackedLinear
+from .lora import LoraWeights
 
 #: A weight in the C++ kernels' layout: in the activations' dtype, or in 8-bit integers.
 CppLinear = PackedLinear | Int8Linear
 _DTYPES = {torch.float32: 0, torch.bfloat16: 1}
+#: Those of a layer that an adapter may change: qkv, output, gate_up and down.
+_NUM_MATRICES = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +91,15 @@ class _Decoder(Structure):
     ]
 
 
+class _Adapter(Structure):
+    """`BmAdapter` of cpu/decoder.cpp."""
+
+    _fields_ = [
+        *((name, c_void_p) for name in ("pairs", "token_rows", "sample_rows")),
+        *((name, c_int) for name in ("num_token_rows", "num_sample_rows")),
+    ]
+
+
 class _Step(Structure):
     """`BmStep` of cpu/decoder.cpp."""
 
@@ -104,8 +116,24 @@ class _Step(Structure):
             for name in ("num_tokens", "num_samples", "num_seqs", "max_blocks", "num_threads")
         ),
         ("table_stride", c_long),
+        *(("adapters", c_void_p), ("gate_up", c_void_p), ("num_adapters", c_int)),
         ("phase_s", c_void_p),
     ]
+
+
+@dataclass(frozen=True, slots=True)
+class CppAdapter:
+    """The rows of one LoRA adapter in a step, with a pair for qkv, output, gate_up and down.
+
+    Attributes:
+        weights: Its matrices, in the dtype of the activations.
+        token_rows: [num_rows] int64.
+        sample_rows: [num_rows] int64.
+    """
+
+    weights: LoraWeights
+    token_rows: Tensor
+    sample_rows: Tensor
 
 
 class CppDecoder:
@@ -177,6 +205,7 @@ class CppDecoder:
         cu_seqlens_q: Tensor,
         seq_lens: Tensor,
         sample_rows: Tensor,
+        adapters: Sequence[CppAdapter] = (),
     ) -> tuple[Tensor, Tensor]:
         """Run every layer: write the step's keys and values, and compute the rows to sample from.
 
@@ -189,6 +218,7 @@ class CppDecoder:
             cu_seqlens_q: [num_seqs + 1] int32.
             seq_lens: [num_seqs] int32.
             sample_rows: [num_samples] int64, ascending.
+            adapters: What LoRA adapters add; no row is in two of them.
 
         Returns:
             The last layer's output and the residual that it is added to, both [num_samples,
@@ -208,6 +238,8 @@ class CppDecoder:
         widths = (self._hidden, self._qkv_width, self._q_width, self._inner)
         x, *others = (torch.empty(num_tokens, width, dtype=self._dtype) for width in widths)
         buffers = int8_buffers(num_tokens, max(widths)) if self._int8 else (None, None)
+        table = (_Adapter * len(adapters))(*(self._adapter_row(each) for each in adapters))
+        gate_up = torch.empty(num_tokens, 2 * self._inner) if adapters else None
         pointers = (
             *(cos, sin, slot_mapping, sample_rows, block_tables, cu_seqlens_q, seq_lens),
             *(residual, x, *others, *buffers),
@@ -216,6 +248,9 @@ class CppDecoder:
             *map(_address, pointers),
             *(num_tokens, num_samples, num_seqs, block_tables.shape[1], torch.get_num_threads()),
             block_tables.stride(0),
+            ctypes.addressof(table),
+            _address(gate_up),
+            len(adapters),
             self._phase_address(),
         )
         invalid = self._library.bm_decoder_layers(
@@ -224,6 +259,22 @@ class CppDecoder:
         if invalid:
             raise self._index_error(invalid, num_tokens)
         return x[:num_samples], residual[:num_samples]
+
+    def _adapter_row(self, adapter: CppAdapter) -> _Adapter:
+        token_rows, sample_rows = adapter.token_rows, adapter.sample_rows
+        _check("token_rows", token_rows, (len(token_rows),), torch.int64)
+        _check("sample_rows", sample_rows, (len(sample_rows),), torch.int64)
+        table = adapter.weights.table
+        if len(table) != _NUM_MATRICES * len(self._table) or adapter.weights.dtype != self._dtype:
+            raise ValueError(
+                f"an adapter must have {_NUM_MATRICES} pairs of {self._dtype} for each of "
+                f"{len(self._table)} layers, got {len(table)} of {adapter.weights.dtype}"
+            )
+        return _Adapter(
+            ctypes.addressof(table),
+            *(token_rows.data_ptr(), sample_rows.data_ptr()),
+            *(len(token_rows), len(sample_rows)),
+        )
 
     def _index_error(self, invalid: int, num_tokens: int) -> ValueError:
         return ValueError(
@@ -242,6 +293,7 @@ _INVALID = {
     1: "an entry of slot_mapping",
     2: "an entry of cu_seqlens_q, seq_lens or block_tables",
     3: "an entry of sample_rows",
+    4: "a row of an adapter",
 }
 
 

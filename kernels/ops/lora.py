@@ -12,11 +12,18 @@ Source: LoRA, Hu et al. 2021, section 4.1; rows of a batch grouped by adapter: P
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from typing import NamedTuple
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from batchmill.kernels.cpu.bindings import add_lora_cpp
+from batchmill.kernels.cpu.lora import LoraPairStruct, pair_table
 
 from .dispatch import Backend, select_backend
 
@@ -26,8 +33,8 @@ class LoraPair(NamedTuple):
 
     Attributes:
         down: [num_parts * rank, in], contiguous: the parts' first factors, one after another.
-        up: [out, rank], contiguous: for each output column its row of the second factor, already
-            multiplied by the adapter's scale.
+        up: [rank, out], contiguous: the second factor, transposed, already multiplied by the
+            adapter's scale. Parts of the columns belong to parts of `down`.
     """
 
     down: Tensor
@@ -39,8 +46,26 @@ class LoraPair(NamedTuple):
         return self.down.nbytes + self.up.nbytes
 
 
-#: An adapter's pairs: for each layer, one for each of its matrices; None for those left alone.
-LoraWeights = tuple[tuple[LoraPair | None, ...], ...]
+@dataclass(frozen=True)
+class LoraWeights:
+    """What an adapter adds to a model.
+
+    Attributes:
+        layers: For each layer, a pair for each of its matrices; None for those left alone.
+    """
+
+    layers: tuple[tuple[LoraPair | None, ...], ...]
+
+    @cached_property
+    def dtype(self) -> torch.dtype | None:
+        """Number format of the matrices; None if there are none."""
+        pairs = (pair for layer in self.layers for pair in layer if pair is not None)
+        return next((pair.up.dtype for pair in pairs), None)
+
+    @cached_property
+    def table(self) -> ctypes.Array[LoraPairStruct]:
+        """The pairs' addresses, for C++ code; valid while this object lives."""
+        return pair_table([pair for layer in self.layers for pair in layer])
 
 
 class LoraRows(NamedTuple):
@@ -85,15 +110,15 @@ def add_lora_reference(
     """Compute `add_lora` in plain torch."""
     for rows, (down, up) in groups:
         low = F.linear(x.index_select(0, rows), down)
-        parts = zip(low.split(up.shape[1], dim=1), up.split(list(widths)), strict=True)
+        parts = zip(low.split(len(up), dim=1), up.split(list(widths), dim=1), strict=True)
         start = 0
         for width, (factors, weight) in zip(widths, parts, strict=True):
-            added = F.linear(factors, weight).to(out.dtype)
+            added = factors @ weight
             out[:, start : start + width].index_add_(0, rows, added)
             start += width
 
 
-_BACKENDS = {"reference": add_lora_reference}
+_BACKENDS = {"reference": add_lora_reference, "cpp": add_lora_cpp}
 
 
 def _check(out: Tensor, x: Tensor, groups: Sequence[LoraRows], widths: Sequence[int]) -> None:
@@ -103,9 +128,9 @@ def _check(out: Tensor, x: Tensor, groups: Sequence[LoraRows], widths: Sequence[
             f"{list(widths)}, got {list(out.shape)}"
         )
     for _, (down, up) in groups:
-        rank = up.shape[1]
-        if down.shape != (len(widths) * rank, x.shape[1]) or up.shape[0] != out.shape[1]:
+        rank = len(up)
+        if down.shape != (len(widths) * rank, x.shape[1]) or up.shape[1] != out.shape[1]:
             raise ValueError(
                 f"an adapter's matrices are {list(down.shape)} and {list(up.shape)}: they must be "
-                f"[{len(widths)} * rank, {x.shape[1]}] and [{out.shape[1]}, rank]"
+                f"[{len(widths)} * rank, {x.shape[1]}] and [rank, {out.shape[1]}]"
             )

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
-from transformers import LlamaForCausalLM
+from transformers import PreTrainedModel
 
 ATTENTION = ["q_proj", "k_proj", "v_proj", "o_proj"]
 NETWORK = ["gate_proj", "up_proj", "down_proj"]
@@ -41,7 +41,7 @@ def _quiet() -> Iterator[None]:
         yield
 
 
-def save_adapter(model: LlamaForCausalLM, folder: Path, *, seed: int, **config: Any) -> Path:
+def save_adapter(model: PreTrainedModel, folder: Path, *, seed: int, **config: Any) -> Path:
     """Save an adapter with random weights, and leave the model without it."""
     torch.manual_seed(seed)
     with _quiet():
@@ -56,7 +56,7 @@ def save_adapter(model: LlamaForCausalLM, folder: Path, *, seed: int, **config: 
 
 
 def greedy(
-    model: LlamaForCausalLM,
+    model: PreTrainedModel,
     folder: Path | None,
     prompt: list[int],
     num_tokens: int,
