@@ -25,7 +25,7 @@ from torch import Tensor
 from batchmill.kernels.cpu.bindings import add_lora_cpp
 from batchmill.kernels.cpu.lora import LoraPairStruct, pair_table
 
-from .dispatch import Backend, select_backend
+from .dispatch import Backend, lazy_triton, select_backend
 
 
 class LoraPair(NamedTuple):
@@ -118,7 +118,11 @@ def add_lora_reference(
             start += width
 
 
-_BACKENDS = {"reference": add_lora_reference, "cpp": add_lora_cpp}
+_BACKENDS = {
+    "reference": add_lora_reference,
+    "cpp": add_lora_cpp,
+    "triton": lazy_triton("batchmill.kernels.gpu.lora", "add_lora_triton", like=add_lora_reference),
+}
 
 
 def _check(out: Tensor, x: Tensor, groups: Sequence[LoraRows], widths: Sequence[int]) -> None:

@@ -24,6 +24,7 @@ from safetensors.torch import save_file
 from batchmill.engine import Engine, EngineConfig, SamplingParams
 from batchmill.engine.adapters.folder import read_files, store_files
 from batchmill.engine.models.adapted_layers import lora_sites
+from batchmill.engine.models.decoder import DecoderModel
 from batchmill.engine.models.model_config import ModelConfig
 from batchmill.worker.bench.figures import ForeignLoad, machine
 
@@ -130,7 +131,9 @@ def run(root: Path, options: argparse.Namespace) -> None:
             lora_folder=str(root / "store"),
         )
     )
-    digests = write_adapters(engine._loaded.model.config, root, options.rank)
+    model = engine._loaded.model
+    assert isinstance(model, DecoderModel)
+    digests = write_adapters(model.config, root, options.rank)
     load = ForeignLoad()
     found: dict[tuple[str, str], list[Times]] = defaultdict(list)
     for number in range(options.rounds + 1):
@@ -143,11 +146,11 @@ def run(root: Path, options: argparse.Namespace) -> None:
     print(", ".join(f"{name} {value}" for name, value in machine().items()))
     print(f"{options}, {torch.get_num_threads()} threads; CPUs used by others {load.mean_cpus()}")
     for what, kind in found:
-        times = found[what, kind]
+        own = found[what, kind]
         base = found[what, "no adapter"]
         cells = []
         for index, name in enumerate(("cpu", "wall")):
-            mine = [each[index] for each in times]
+            mine = [each[index] for each in own]
             ratios = [a / b[index] for a, b in zip(mine, base, strict=True)]
             cells.append(
                 f"{name} {1e3 * statistics.median(mine):6.1f} ms, ratio "

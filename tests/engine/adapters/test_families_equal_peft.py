@@ -38,7 +38,7 @@ FAMILIES = {
 @pytest.mark.parametrize("family", FAMILIES)
 def test_mixed_batch_of_a_family_equals_peft(tmp_path: Path, family: str) -> None:
     model: Any = random_model(NATIVE[family], tmp_path / "model")
-    expected = {None: greedy(model, None, PROMPT, NUM_TOKENS)}
+    expected: dict[str | None, list[int]] = {None: greedy(model, None, PROMPT, NUM_TOKENS)}
     for seed, targets in enumerate((FAMILIES[family], ["o_proj"])):
         folder = tmp_path / f"peft-{seed}"
         files = read_files(

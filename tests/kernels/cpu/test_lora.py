@@ -2,48 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import pytest
 import torch
-from torch import Tensor
 
 from batchmill.kernels.cpu.bindings import add_lora_cpp
 from batchmill.kernels.cpu.isa import Isa
-from batchmill.kernels.ops.lora import LoraPair, LoraRows, add_lora, add_lora_reference
+from batchmill.kernels.ops.lora import LoraRows, add_lora, add_lora_reference
 
+from ..lora_groups import SHAPES, Shape, make_groups, wide
 from .checks import assert_near, dtypes, isas, library
 
-#: Columns of the parts, inputs, and for each group its rank and number of rows.
-SHAPES = {
-    "one row each": ((40, 13), 37, [(8, 1), (16, 1), (5, 1)]),
-    "empty group": ((64,), 64, [(8, 0), (16, 6)]),
-    "one adapter": ((576, 192, 192), 576, [(16, 8)]),
-    "many rows": ((300, 300), 70, [(64, 150), (1, 67), (32, 7)]),
-}
 shapes = pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
-Shape = tuple[tuple[int, ...], int, list[tuple[int, int]]]
-
-
-def make_groups(shape: Shape, dtype: torch.dtype) -> tuple[Tensor, Tensor, list[LoraRows]]:
-    """Return a product, its argument and groups; two rows are in no group."""
-    torch.manual_seed(0)
-    widths, inputs, sizes = shape
-    num_rows = sum(count for _, count in sizes) + 2
-    order = torch.randperm(num_rows)
-    groups, start = [], 0
-    for rank, count in sizes:
-        down = torch.randn(len(widths) * rank, inputs) / inputs**0.5
-        up = torch.randn(rank, sum(widths)) / rank**0.5
-        rows = order[start : start + count].sort().values
-        groups.append(LoraRows(rows, LoraPair(down.to(dtype), up.to(dtype))))
-        start += count
-    x = torch.randn(num_rows, inputs).to(dtype)
-    return torch.randn(num_rows, sum(widths)).to(dtype), x, groups
-
-
-def wide(groups: Sequence[LoraRows]) -> list[LoraRows]:
-    return [LoraRows(rows, LoraPair(*(each.float() for each in pair))) for rows, pair in groups]
 
 
 @isas

@@ -7,12 +7,14 @@ import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import pytest
 import torch
 
-from batchmill.kernels.ops.decoder_layers import CppDecoder, CppDecoderSizes, CppLayer
+from batchmill.kernels.ops.decoder_layers import CppAdapter, CppDecoder, CppDecoderSizes, CppLayer
 from batchmill.kernels.ops.linear import PackedLinear
+from batchmill.kernels.ops.lora import LoraPair, LoraWeights
 
 USE_AFTER_FORK = """
 import os, torch
@@ -79,9 +81,9 @@ def make_caches() -> tuple[torch.Tensor, torch.Tensor]:
     return torch.zeros(shape), torch.zeros(shape)
 
 
-def step_arguments(**changes: torch.Tensor) -> dict[str, torch.Tensor]:
+def step_arguments(**changes: Any) -> dict[str, Any]:
     """Return the arguments of a step: one sequence of two tokens, both sampled."""
-    arguments = {
+    arguments: dict[str, Any] = {
         "residual": torch.randn(2, HIDDEN),
         "cos": torch.ones(2, HEAD_DIM // 2),
         "sin": torch.zeros(2, HEAD_DIM // 2),
@@ -92,6 +94,20 @@ def step_arguments(**changes: torch.Tensor) -> dict[str, torch.Tensor]:
         "sample_rows": torch.tensor([0, 1]),
     }
     return arguments | changes
+
+
+def test_the_decoder_refuses_rows_and_pairs_of_adapters_that_do_not_fit() -> None:
+    decoder = CppDecoder([make_layer()], SIZES, [make_caches()])
+    pair = LoraPair(torch.zeros(3, HIDDEN), torch.zeros(1, 4 * HEAD_DIM))
+    inside, outside = torch.tensor([0, 1]), torch.tensor([0, 2])
+    for weights, token_rows, sample_rows, named in (
+        (LoraWeights(((pair, None, None, None),)), outside, inside, "a row of an adapter"),
+        (LoraWeights(((pair, None, None, None),)), inside, outside, "a row of an adapter"),
+        (LoraWeights(((pair, None),)), inside, inside, "4 pairs of torch.float32 for each of 1"),
+    ):
+        adapters = [CppAdapter(weights, token_rows, sample_rows)]
+        with pytest.raises(ValueError, match=named):
+            decoder.run_layers(**step_arguments(adapters=adapters))
 
 
 def test_the_decoder_refuses_indices_outside_cache_and_batch() -> None:

@@ -25,6 +25,7 @@ from batchmill.kernels.gpu.gated_activation import (
     gelu_and_mul_triton,
     silu_and_mul_triton,
 )
+from batchmill.kernels.gpu.lora import add_lora_triton, lora_down_kernel, lora_up_kernel
 from batchmill.kernels.gpu.paged_attention import paged_attention_triton
 from batchmill.kernels.gpu.prefill_attention import prefill_attention_kernel
 from batchmill.kernels.gpu.rms_norm import (
@@ -42,6 +43,7 @@ from batchmill.kernels.gpu.rope import (
 from batchmill.kernels.gpu.sample import sample_pick_kernel, sample_tile_kernel, sample_triton
 from batchmill.kernels.gpu.sample_floor import sample_floor_kernel
 from batchmill.kernels.gpu.write_kv import write_kv_kernel, write_kv_triton
+from batchmill.kernels.ops.lora import LoraPair, LoraRows
 
 from .launches import Launch, record_launches
 
@@ -61,6 +63,8 @@ KERNELS = (
     sample_floor_kernel,
     sample_tile_kernel,
     sample_pick_kernel,
+    lora_down_kernel,
+    lora_up_kernel,
 )
 
 
@@ -116,6 +120,14 @@ _HIDDEN_SIZES = (576, 16384)
 _FP8_SIZES = (576, 4096, 14336, 28672)
 _VOCAB_SIZE = 151936
 _NUM_TOKENS = 64
+#: Ranks of adapters, and number formats.
+_LORA_KINDS = (
+    (8, torch.bfloat16),
+    (16, torch.bfloat16),
+    (64, torch.bfloat16),
+    (64, torch.float16),
+    (64, torch.float32),
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,6 +175,9 @@ def _all_variants(arch: int) -> Iterator[Variant]:
             yield Variant(f"fp8 weights, {size} inputs", launch)
     for launch in record_launches(KERNELS, _sample):
         yield Variant(f"vocabulary {_VOCAB_SIZE}", launch)
+    for rank, dtype in _LORA_KINDS:
+        for launch in record_launches(KERNELS, partial(_adapt, rank, dtype)):
+            yield Variant(f"adapters of rank {rank}, {dtype}", launch)
 
 
 def _meta(*shape: int, dtype: torch.dtype = torch.bfloat16) -> Tensor:
@@ -234,3 +249,16 @@ def _sample() -> None:
     whole = _meta(_NUM_TOKENS, dtype=torch.int64)
     logits = _meta(_NUM_TOKENS, _VOCAB_SIZE, dtype=torch.float32)
     sample_triton(logits, one, whole, one, one, whole, whole)
+
+
+def _adapt(rank: int, dtype: torch.dtype) -> None:
+    widths = (4096, 1024, 1024)
+    pair = LoraPair(
+        _meta(len(widths) * rank, 4096, dtype=dtype), _meta(rank, sum(widths), dtype=dtype)
+    )
+    add_lora_triton(
+        _meta(_NUM_TOKENS, sum(widths), dtype=dtype),
+        _meta(_NUM_TOKENS, 4096, dtype=dtype),
+        [LoraRows(_meta(count, dtype=torch.int64), pair) for count in (1, _NUM_TOKENS - 1)],
+        widths,
+    )

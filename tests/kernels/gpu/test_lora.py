@@ -1,0 +1,59 @@
+"""The Triton backend of `add_lora` against the reference: on a GPU, or interpreted."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+import torch
+
+from batchmill.kernels.ops.lora import LoraPair, LoraRows, add_lora_reference
+
+from ..lora_groups import SHAPES, Shape, make_groups, wide
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+if DEVICE == "cpu":
+    os.environ["TRITON_INTERPRET"] = "1"  # read when triton and the kernels are first imported
+pytest.importorskip("triton", reason="triton is not installed; `make setup` installs it on Linux")
+from batchmill.kernels.gpu.lora import add_lora_triton  # noqa: E402
+
+os.environ.pop("TRITON_INTERPRET", None)
+
+#: Of results of order 1: rounding of the first product and of the result.
+TOLERANCES = {torch.float32: 2e-5, torch.float16: 8e-3, torch.bfloat16: 6e-2}
+
+
+@pytest.fixture(autouse=True)
+def _interpreted(monkeypatch: pytest.MonkeyPatch) -> None:
+    if DEVICE == "cpu":  # Triton looks again when it first launches a kernel
+        monkeypatch.setenv("TRITON_INTERPRET", "1")
+
+
+def moved(groups: list[LoraRows]) -> list[LoraRows]:
+    return [
+        LoraRows(rows.to(DEVICE), LoraPair(*(each.to(DEVICE) for each in pair)))
+        for rows, pair in groups
+    ]
+
+
+@pytest.mark.parametrize("dtype", TOLERANCES, ids=str)
+@pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
+def test_contributions_equal_the_reference(shape: Shape, dtype: torch.dtype) -> None:
+    out, x, groups = make_groups(shape, dtype)
+    before, want = out.clone(), out.float()
+    add_lora_reference(want, x.float(), wide(groups), shape[0])
+    got, x = out.to(DEVICE), x.to(DEVICE)
+    add_lora_triton(got, x, moved(groups), shape[0])
+    tolerance = TOLERANCES[dtype]
+    torch.testing.assert_close(got.cpu().float(), want, atol=tolerance, rtol=tolerance)
+    others = torch.ones(len(x), dtype=torch.bool)
+    others[torch.cat([rows for rows, _ in groups])] = False
+    assert torch.equal(got.cpu()[others], before[others])
+
+
+def test_no_groups_change_nothing() -> None:
+    out, x, groups = make_groups(((8,), 8, [(8, 0)]), torch.float32)
+    got = out.to(DEVICE)
+    for none in ([], moved(groups)):
+        add_lora_triton(got, x.to(DEVICE), none, (8,))
+    assert torch.equal(got.cpu(), out)
