@@ -100,8 +100,8 @@ class EngineConfig:
     #: running requests wait for. At least `max_num_seqs`: each running request needs one token.
     #: None is 2,048 on a CPU and 8,192 on a GPU.
     max_num_batched_tokens: int = _by_device(cpu=2048, cuda=8192)
-    #: Bytes for the KV cache. None takes what `gpu_memory_utilization` leaves on a GPU; on a CPU a
-    #: quarter of the free memory, at most 4 GiB.
+    #: Bytes for the KV cache of each rank. None takes what `gpu_memory_utilization` leaves on a
+    #: GPU; on a CPU all ranks together take a quarter of the free memory, at most 4 GiB.
     kv_cache_bytes: int | None = _integer(None, least=1)
     #: Number format of the KV cache: "auto" is `dtype`; "fp8" (e4m3) holds twice the tokens, on
     #: GPUs of compute capability 8.9 and later.
@@ -119,6 +119,11 @@ class EngineConfig:
     #: capability 8.9 and later: less memory, more tokens per second, other tokens. None keeps
     #: weights in `dtype`.
     quantization: str | None = _one_of(None, QUANTIZATIONS)
+    #: Ranks that compute the model together, each with a share of its heads and weights: as many
+    #: GPUs, from `device` on, or processes on a CPU, which gain nothing. 1 is off. Raising it takes
+    #: models that one GPU cannot hold. Only for decoders of text in `dtype`, without LoRA adapters
+    #: and steering vectors.
+    tensor_parallel_size: int = _integer(1, least=1)
     #: A request goes before those of the next lower priority that arrived up to this many seconds
     #: earlier. Raising it protects urgent requests longer, and lets the others wait longer.
     priority_ageing_s: float = _checked(
@@ -228,6 +233,7 @@ class EngineConfig:
                 "max_num_batched_tokens or lower max_num_seqs"
             )
         self._check_watermark()
+        self._check_tensor_parallel()
         if self.prompt_lookup_min > self.prompt_lookup_max:
             raise ConfigError(
                 f"prompt_lookup_min is {self.prompt_lookup_min}, more than prompt_lookup_max "
@@ -249,6 +255,24 @@ class EngineConfig:
                 f"watermark is {self.watermark!r}, and watermark_keys has no key of this name: add "
                 "its secret, or name another key"
             )
+
+    def _check_tensor_parallel(self) -> None:
+        """Refuse what is not computed on several ranks."""
+        if self.tensor_parallel_size == 1:
+            return
+        for name, off in (
+            ("quantization", None),
+            ("lora_folder", None),
+            ("steering_folder", None),
+            ("decode_graphs", "auto"),
+        ):
+            value = getattr(self, name)
+            if value != off and value is not False:
+                raise ConfigError(
+                    f"tensor_parallel_size is {self.tensor_parallel_size} and {name} is {value!r}, "
+                    f"which is computed by one rank only: leave {name} out, or set "
+                    "tensor_parallel_size to 1"
+                )
 
     def _take_defaults_of_device(self) -> None:
         device_type = expected_device_type(self.device)

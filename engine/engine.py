@@ -8,7 +8,6 @@ from typing import Any
 from batchmill.engine.contract.media import Media
 from batchmill.engine.contract.steering import SteeringSpec
 from batchmill.engine.drafts.corpus import DraftCorpora
-from batchmill.engine.execution.kv_cache_sizing import allocate_kv_cache
 from batchmill.engine.lifecycle.failures import (
     NOT_FINITE,
     failure_without_token,
@@ -50,6 +49,7 @@ from .engine_parts import (
     load,
     make_adapter_pool,
     make_feature_cache,
+    make_kv_cache,
     make_pipeline,
     make_scheduler,
     make_steering,
@@ -88,8 +88,7 @@ class Engine:
             check_max_model_len(config.max_model_len, loaded.config.max_position_embeddings)
         self._loaded = loaded
         make_current(loaded.model.device)
-        feature_bytes = 0 if loaded.media is None else config.media_cache_bytes
-        self._kv_cache = allocate_kv_cache(config, loaded.model, feature_bytes=feature_bytes)
+        self._kv_cache = make_kv_cache(config, loaded)
         self._adapters = make_adapter_pool(config, loaded)
         self._steering = make_steering(config, loaded)
         num_blocks = self._kv_cache.num_blocks

@@ -5,7 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 from batchmill.engine.adapters.pool import AdapterPool
-from batchmill.engine.execution.kv_cache_sizing import check_kv_cache_dtype, records_decodes
+from batchmill.engine.execution.kv_cache_sizing import (
+    allocate_kv_cache,
+    check_kv_cache_dtype,
+    records_decodes,
+)
 from batchmill.engine.execution.step_pipeline import StepPipeline
 from batchmill.engine.loading.load_options import resolve_device
 from batchmill.engine.loading.loading import LoadedModel, load_model
@@ -13,6 +17,8 @@ from batchmill.engine.media.feature_cache import FeatureCache
 from batchmill.engine.memory.kv_cache import KVCache
 from batchmill.engine.models.adapted_layers import lora_sites
 from batchmill.engine.models.decoder import DecoderModel
+from batchmill.engine.parallel.model import ParallelModel
+from batchmill.engine.parallel.start import load_parallel
 from batchmill.engine.scheduling.block_pool import BlockPool
 from batchmill.engine.scheduling.scheduler import Scheduler
 from batchmill.engine.scheduling.speculation import Speculation
@@ -31,6 +37,8 @@ def load(config: EngineConfig) -> LoadedModel:
     """
     # Checked before the weights are read, which may take minutes.
     check_kv_cache_dtype(config.kv_cache_dtype, resolve_device(config.device))
+    if config.tensor_parallel_size > 1:
+        return load_parallel(config)
     return load_model(
         config.model,
         dtype=config.dtype,
@@ -39,6 +47,29 @@ def load(config: EngineConfig) -> LoadedModel:
         model_impl=config.model_impl,
         max_model_len=config.max_model_len,
     )
+
+
+def make_kv_cache(config: EngineConfig, loaded: LoadedModel) -> KVCache:
+    """Allocate the KV cache, on every rank of a model that is divided.
+
+    Raises:
+        ConfigError: not even one request of `max_model_len` tokens fits, or the model was loaded on
+            another number of ranks.
+        RankError: a rank cannot allocate its part.
+    """
+    model = loaded.model
+    feature_bytes = 0 if loaded.media is None else config.media_cache_bytes
+    num_ranks = model.num_ranks if isinstance(model, ParallelModel) else 1
+    if num_ranks != config.tensor_parallel_size:
+        raise ConfigError(
+            f"tensor_parallel_size is {config.tensor_parallel_size}, and the model was loaded on "
+            f"{num_ranks} ranks: let the engine load it, or set tensor_parallel_size to {num_ranks}"
+        )
+    if not isinstance(model, ParallelModel):
+        return allocate_kv_cache(config, model, feature_bytes=feature_bytes)
+    kv_cache = allocate_kv_cache(config, model, model.memory_probe())
+    model.share_cache(kv_cache)
+    return kv_cache
 
 
 def make_adapter_pool(config: EngineConfig, loaded: LoadedModel) -> AdapterPool | None:

@@ -5,6 +5,7 @@ EngineError
  ├── RequestError                one request is refused; has a machine-readable `code`
  ├── ModelLoadError              a model, tokenizer or weight file cannot be read
  │    └── UnsupportedModelError  it needs a feature that this engine does not compute
+ ├── RankError                   a rank of a divided model failed; its engine cannot continue
  ├── AdapterError                a LoRA adapter cannot be read, or is of a kind not computed here
  └── OutOfBlocksError            the block pool has too few free blocks
 """
@@ -65,6 +66,18 @@ class ModelLoadError(EngineError):
 
 class UnsupportedModelError(ModelLoadError):
     """The model needs something that the engine does not compute; the message names it."""
+
+
+class RankError(EngineError):
+    """A rank of a divided model failed: the engine cannot compute anything any more.
+
+    Attributes:
+        may_retry: Whether another start may work, as it may once another program has freed memory.
+    """
+
+    def __init__(self, message: str, *, may_retry: bool = False) -> None:
+        super().__init__(message)
+        self.may_retry = may_retry
 
 
 class AdapterError(EngineError):

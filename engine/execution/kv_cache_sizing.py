@@ -60,8 +60,9 @@ def allocate_kv_cache(
     if probe is None and model.device.type == "cuda":
         probe = CudaMemory(model.device)
     kv_cache_bytes = config.kv_cache_bytes
+    num_on_host = config.tensor_parallel_size  # ranks that share a host's memory
     if kv_cache_bytes is not None:
-        free_bytes = available_memory_bytes() if probe is None else probe.free_bytes()
+        free_bytes = probe.free_bytes() if probe else available_memory_bytes() // num_on_host
         _check_given(kv_cache_bytes, free_bytes, model.device)
     elif probe is None:
         kv_cache_bytes = _share_of_host(
@@ -115,7 +116,7 @@ def _check_given(kv_cache_bytes: int, free_bytes: int, device: torch.device) -> 
 
 def _share_of_host(config: EngineConfig, block_bytes: int, dtype: torch.dtype) -> int:
     """Return the default size on a CPU; refuse one that cannot hold a single request."""
-    share_bytes = default_cpu_kv_cache_bytes()
+    share_bytes = default_cpu_kv_cache_bytes() // config.tensor_parallel_size
     needed = -(-config.max_model_len // config.block_size) * block_bytes
     if share_bytes < needed:
         remedies = ["free memory"]

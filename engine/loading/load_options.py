@@ -9,10 +9,11 @@ import torch
 
 from batchmill.engine.config import DTYPES, MODEL_IMPLS, QUANTIZATIONS
 from batchmill.engine.cpu_kernels import auto_dtype
-from batchmill.engine.errors import ConfigError
+from batchmill.engine.errors import ConfigError, UnsupportedModelError
 from batchmill.engine.gpus import find_unusable_gpu
 from batchmill.engine.models.feed_forward import LinearFactory
 from batchmill.engine.models.fp8_weights import check_fp8_device
+from batchmill.engine.models.split_layers import Ranks
 from batchmill.kernels.cpu.library import default_library
 from batchmill.kernels.errors import CppBuildError
 
@@ -35,6 +36,7 @@ class LoadOptions:
     model_impl: str
     max_model_len: int | None
     linear: LinearFactory | None
+    ranks: Ranks | None
 
     @classmethod
     def checked(
@@ -46,6 +48,7 @@ class LoadOptions:
         model_impl: str,
         max_model_len: int | None,
         linear: LinearFactory | None,
+        ranks: Ranks | None = None,
     ) -> LoadOptions:
         """Check the arguments of `load_model` and resolve the names of dtype and device.
 
@@ -80,7 +83,24 @@ class LoadOptions:
             model_impl=model_impl,
             max_model_len=max_model_len,
             linear=linear,
+            ranks=ranks,
         )
+
+    def refuse_ranks(self, kind: str) -> None:
+        """Refuse to divide a model among ranks.
+
+        Args:
+            kind: What the model is.
+
+        Raises:
+            UnsupportedModelError: it is to be divided.
+        """
+        if self.ranks is not None:
+            raise UnsupportedModelError(
+                f"tensor_parallel_size is {self.ranks.num_ranks}, and this model is {kind}: only "
+                "decoders of text that are computed natively are divided, so leave "
+                "tensor_parallel_size out"
+            )
 
 
 def resolve_device(device: str) -> torch.device:

@@ -11,6 +11,7 @@ from torch import Tensor
 from batchmill.engine.errors import ModelLoadError
 from batchmill.engine.models.families import FAMILIES, WeightNames, family_name
 from batchmill.engine.models.model_config import ModelConfig
+from batchmill.engine.models.shard import Shard
 from batchmill.engine.models.surplus_weights import StoredTensor, check_surplus
 from batchmill.engine.models.weight_files import OnProgress
 from batchmill.engine.models.weights import (
@@ -24,6 +25,7 @@ from batchmill.engine.models.weights import (
 from .quantized.checkpoint import Checkpoint
 from .quantized.scheme import Scheme
 from .stored_names import EMBEDDING, HEAD, SCORE, own_names
+from .weight_cutter import WeightCutter
 
 
 def load_weights(
@@ -35,6 +37,7 @@ def load_weights(
     *,
     layer_device: torch.device | str | None = None,
     scheme: Scheme | None = None,
+    shard: Shard | None = None,
 ) -> DecoderWeights:
     """Read the weights in a Hugging Face folder, from one file or several.
 
@@ -43,25 +46,32 @@ def load_weights(
 
     Args:
         folder: Contains the safetensors.
-        config: Sizes and features.
+        config: Sizes and features, those of the shard if there is one.
         dtype: Of the result.
         device: Of the result.
         on_progress: Called after every tensor; None logs the progress every few seconds.
         layer_device: Of the layers; None is `device`.
         scheme: The quantized format that weights are stored in; None if they are dense.
+        shard: The part to read; None reads all.
 
     Raises:
         ModelLoadError: there are no safetensors, or they do not hold this model's weights.
     """
     weights = allocate_weights(config, dtype, device, layer_device=layer_device)
     missing = _places(config, weights)
+    cutter = None if shard is None else WeightCutter(shard)
+    if shard is not None:  # the last ranks may have fewer tokens than rows
+        for name in missing.keys() & {EMBEDDING, HEAD}:
+            missing[name] = missing[name][: len(shard.token_ids)]
     checkpoint = Checkpoint(folder, scheme)
     names = own_names(checkpoint.names, is_tied=config.tie_word_embeddings)
     _check_names(folder, config, checkpoint.names, names, missing)
     surplus = {name for name, own in names.items() if own not in missing}
     for name, value, path in checkpoint.stream(dtype, on_progress, unwanted=surplus):
         if names[name] in missing:
-            _fill(missing.pop(names[name]), name, value, path)
+            own = names[name]
+            part = value if cutter is None else cutter.cut(own, value)
+            _fill(missing.pop(own), name, part, path)
     if missing:
         raise ModelLoadError(
             f"{folder} lacks {len(missing)} weights of a {config.architecture}, among them "

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import resource
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -39,6 +39,8 @@ class KVCache:
         k_scale: The factor from an eight-bit key to the key itself.
         v_scale: The same for values.
         num_blocks: Blocks per layer.
+        on_zero: Called with the blocks before they are zeroed, so that other ranks zero theirs; or
+            None.
         block_size: Tokens per block.
 
     Source: PagedAttention, Kwon et al. 2023, section 4.
@@ -68,6 +70,7 @@ class KVCache:
         self.v_scale = v_scale
         self.num_blocks = num_blocks
         self.block_size = block_size
+        self.on_zero: Callable[[Sequence[int]], None] | None = None
 
     @classmethod
     def allocate(
@@ -148,6 +151,8 @@ class KVCache:
         """Overwrite blocks with zeros, so that a failed request's NaN reaches no other request."""
         if not block_ids or not self.layers:
             return
+        if self.on_zero is not None:
+            self.on_zero(block_ids)
         device = self.layers[0][0].device
         index = torch.tensor(list(block_ids), dtype=torch.int64, device=device)
         for keys, values in self.layers:

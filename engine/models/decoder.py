@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property, partial
 
@@ -17,7 +18,7 @@ from batchmill.kernels.ops.dispatch import Backend
 from batchmill.kernels.ops.fp8_fused import rms_norm_fp8
 from batchmill.kernels.ops.fp8_linear import make_fp8_linear
 from batchmill.kernels.ops.int8_linear import Int8Linear, make_int8_linear
-from batchmill.kernels.ops.linear import PackedLinear, make_linear
+from batchmill.kernels.ops.linear import Linear, PackedLinear, make_linear
 from batchmill.kernels.ops.paged_attention import paged_attention
 from batchmill.kernels.ops.rms_norm import add_rms_norm, rms_norm
 from batchmill.kernels.ops.rope_and_cache import rope_and_cache
@@ -35,6 +36,7 @@ from .fp8_weights import check_fp8_model
 from .fused_layers import FusedLayers, can_fuse
 from .model_config import AttentionConfig, ModelConfig
 from .rotary import axis_of_pairs, cos_sin, inverse_frequencies
+from .split_layers import SplitDecoder, SplitHead
 from .steered_rows import steer
 from .weights import DecoderWeights
 
@@ -69,6 +71,7 @@ class DecoderModel:
         linear: LinearFactory | None = None,
         backend: Backend = "auto",
         quantization: str | None = None,
+        split: SplitDecoder | None = None,
     ) -> None:
         """Build a model from weights.
 
@@ -81,6 +84,8 @@ class DecoderModel:
             backend: Of our kernels, see `batchmill.kernels.ops.dispatch`.
             quantization: "int8" quantizes every matrix except the embedding and a mixture's router,
                 "fp8" only the matrices of the layers; None keeps them in their dtype.
+            split: The shard that weights and `config` are of, and the other ranks; None computes
+                the whole model.
 
         Raises:
             ValueError: both `linear` and `quantization` are given, or `backend` does not multiply
@@ -98,14 +103,15 @@ class DecoderModel:
         self.dtype, self.device = weights.embedding.dtype, weights.embedding.device
         self._backend = backend
         self._is_fp8 = quantization == "fp8"
-        self._set_inputs(weights.embedding)
-        can_use_cpp = linear is None and backend in ("auto", "cpp")
+        self._set_inputs(weights.embedding, split)
+        can_use_cpp = linear is None and split is None and backend in ("auto", "cpp")
         is_fused = can_use_cpp and can_fuse(config, weights, quantization)
         self._fused = FusedLayers(config, weights, quantization) if is_fused else None
         is_plain = linear is None and quantization is None
         linear = linear or partial(_LINEAR_FACTORIES[quantization], backend=backend)
         # Fused layers have been taken out of the weights: none is left to build.
-        self._layers = self._build_layers(weights, linear, is_plain=is_plain)
+        summed = None if split is None else split.summed(linear)
+        self._layers = self._build_layers(weights, linear, summed, is_plain=is_plain)
         self._step_adapters = StepAdapters()
         self._adapted_layers: list[DecoderLayer] = []
         self._final_norm = weights.final_norm
@@ -114,11 +120,16 @@ class DecoderModel:
         if self._is_fp8:
             # A decode step reads the head once, and rounding shows most in the logits.
             linear = partial(make_linear, backend=backend)
-        self._head = linear(weights.head, None) if config.generates else None
+        self._head: Linear | SplitHead | None = None
+        if config.generates:
+            head = linear(weights.head, None)
+            self._head = head if split is None else split.head(head)
 
-    def _set_inputs(self, embedding: Tensor) -> None:
+    def _set_inputs(self, embedding: Tensor, split: SplitDecoder | None) -> None:
         """Keep the embedding and the frequencies of the rotations."""
-        self._embedding = embedding
+        self._look_up: Callable[[Tensor], Tensor] = partial(F.embedding, weight=embedding)
+        if split is not None:
+            self._look_up = split.embedding(embedding)
         # Rounded to the dtype, because models were trained with the rounded scale.
         self._embedding_scale = float(torch.tensor(self.config.embedding_scale, dtype=self.dtype))
         self._kinds = self.config.attention_kinds
@@ -132,7 +143,12 @@ class DecoderModel:
         ]
 
     def _build_layers(
-        self, weights: DecoderWeights, linear: LinearFactory, *, is_plain: bool
+        self,
+        weights: DecoderWeights,
+        linear: LinearFactory,
+        summed: LinearFactory | None,
+        *,
+        is_plain: bool,
     ) -> list[DecoderLayer]:
         """Take the layers out of the weights one by one, so that only one exists twice."""
         layers: list[DecoderLayer] = []
@@ -146,6 +162,7 @@ class DecoderModel:
                     kind,
                     linear,
                     self._backend,
+                    summed=summed,
                     is_plain=is_plain,
                     is_fp8=self._is_fp8,
                 )
@@ -208,7 +225,7 @@ class DecoderModel:
     def _compute_logits(self, x: Tensor, logits: Tensor) -> None:
         if self._head is None:  # a model without an output layer: nothing samples from it
             return
-        if isinstance(self._head, PackedLinear | Int8Linear):
+        if isinstance(self._head, PackedLinear | Int8Linear | SplitHead):
             self._head(x, out=logits)
         else:
             logits.copy_(self._head(x))
@@ -219,7 +236,7 @@ class DecoderModel:
         """Look up a step's embeddings, [num_tokens, hidden]."""
         if self._fused is not None:
             return self._fused.embed(inputs)
-        embedded = F.embedding(inputs.input_ids, self._embedding)
+        embedded = self._look_up(inputs.input_ids)
         if self._embedding_scale != 1.0:
             embedded = embedded * self._embedding_scale
         return put_features(embedded, inputs)

@@ -42,21 +42,32 @@ class DecoderLayer:
         linear: LinearFactory,
         backend: Backend,
         *,
+        summed: LinearFactory | None,
         is_plain: bool,
         is_fp8: bool,
     ) -> DecoderLayer:
-        """Build a layer from weights; for the flags see `build_feed_forward`."""
+        """Build a layer from weights.
+
+        For `summed`, which also makes the product of attention's output, and for the flags see
+        `build_feed_forward`.
+        """
         return cls(
             attention_kind=attention_kind,
             input_norm=weights.input_norm,
             qkv=linear(weights.qkv, weights.qkv_bias),
             q_norm=weights.q_norm,
             k_norm=weights.k_norm,
-            output=linear(weights.output, weights.output_bias),
+            output=(summed or linear)(weights.output, weights.output_bias),
             attention_output_norm=weights.attention_output_norm,
             post_attention_norm=weights.post_attention_norm,
             feed_forward=build_feed_forward(
-                weights.feed_forward, config, linear, backend, is_plain=is_plain, is_fp8=is_fp8
+                weights.feed_forward,
+                config,
+                linear,
+                backend,
+                summed=summed,
+                is_plain=is_plain,
+                is_fp8=is_fp8,
             ),
             feed_forward_output_norm=weights.feed_forward_output_norm,
         )

@@ -31,6 +31,7 @@ def build_feed_forward(
     linear: LinearFactory,
     backend: Backend,
     *,
+    summed: LinearFactory | None = None,
     is_plain: bool = False,
     is_fp8: bool = False,
 ) -> FeedForward:
@@ -44,6 +45,7 @@ def build_feed_forward(
         config: The model's configuration.
         linear: Makes the matrix products.
         backend: The backend of our kernels.
+        summed: Makes the product by `down`, of which each rank has a part; None is `linear`.
         is_plain: `linear` multiplies by the weights as they are, so that a grouped product may
             replace it.
         is_fp8: `linear` multiplies rows that are quantized already.
@@ -52,7 +54,7 @@ def build_feed_forward(
     if isinstance(weights, DenseWeights):
         return GatedNetwork(
             linear(weights.gate_up, weights.gate_up_bias),
-            linear(weights.down, weights.down_bias),
+            (summed or linear)(weights.down, weights.down_bias),
             activate,
         )
     assert config.experts is not None, "a sparse layer's configuration has experts"

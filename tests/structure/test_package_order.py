@@ -29,7 +29,7 @@ ORDER = {
             "models_hf",
         ),
         *("encoders", "media", "loading", "adapters", "steering"),
-        *("watermark_detector", "lifecycle", "sampling", "pooling", "execution"),
+        *("watermark_detector", "lifecycle", "sampling", "pooling", "execution", "parallel"),
         *("engine_parts", "engine", "plans", "__init__"),
     ),
     "producer": (

@@ -136,7 +136,7 @@ def test_float32_that_does_not_fit_is_refused_with_the_smaller_dtype(
     model_path: Path, model_impl: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     num_bytes = sum(each.nbytes for each in load_file(model_path / "model.safetensors").values())
-    place = "models_hf.loading" if model_impl == "transformers" else "loading.loading"
+    place = "models_hf.loading" if model_impl == "transformers" else "loading.computation"
     monkeypatch.setattr(
         f"batchmill.engine.{place}.free_memory_bytes", lambda device: num_bytes * 3 // 4
     )

@@ -16,7 +16,7 @@ from torch import Tensor
 from batchmill.engine import EngineConfig, SamplingParams
 from batchmill.engine.config import QUANTIZATIONS
 from batchmill.engine.errors import ConfigError, UnsupportedModelError
-from batchmill.engine.loading import loading
+from batchmill.engine.loading import computation
 from batchmill.engine.loading.fingerprint import model_identity
 from batchmill.engine.loading.loading import LoadedModel, load_model
 from batchmill.engine.loading.weight_loading import load_weights
@@ -175,13 +175,13 @@ def test_weights_that_do_not_fit_are_refused_before_they_are_read(
     }
     lacking = needed | {place: needed[place] - 1}
     free = {"meta": lacking["device"], "cpu": lacking["host"]}
-    monkeypatch.setattr(loading, "free_memory_bytes", lambda device: free[device.type])
+    monkeypatch.setattr(computation, "free_memory_bytes", lambda device: free[device.type])
     arguments: Any = (tmp_path, config, torch.bfloat16, torch.device("meta"), "fp8")
     where = "meta has only" if place == "device" else r"this host \(or its container\)"
     with pytest.raises(ConfigError, match=f"the weights need .* GiB in bfloat16, but {where}"):
-        loading._read_weights(*arguments)
+        computation.read_weights(*arguments)
     free |= {"meta": needed["device"], "cpu": needed["host"]}
-    assert loading._read_weights(*arguments).layers[0].qkv.device == CPU
+    assert computation.read_weights(*arguments).layers[0].qkv.device == CPU
 
 
 def test_fp8_is_named_as_a_remedy_only_if_it_would_load(
@@ -198,9 +198,9 @@ def test_fp8_is_named_as_a_remedy_only_if_it_would_load(
         (needed, sum(layers) - 1, False),
     ):
         free = {"cuda": gpu, "cpu": host}
-        monkeypatch.setattr(loading, "free_memory_bytes", lambda device, f=free: f[device.type])
+        monkeypatch.setattr(computation, "free_memory_bytes", lambda device, f=free: f[device.type])
         with pytest.raises(ConfigError, match="the weights need") as caught:
-            loading._read_weights(tmp_path, config, torch.bfloat16, GPU, None)
+            computation.read_weights(tmp_path, config, torch.bfloat16, GPU, None)
         assert ("quantization 'fp8'" in str(caught.value)) == is_named
 
 
@@ -261,7 +261,7 @@ def test_another_quantization_is_another_identity(tmp_path: Path) -> None:
     random_model(NATIVE["Llama"], tmp_path)
     config = config_in(tmp_path)
     identities = {
-        model_identity(tmp_path, loading._describe_computation(config, each), torch.bfloat16)
+        model_identity(tmp_path, computation.describe_computation(config, each), torch.bfloat16)
         for each in (None, *QUANTIZATIONS)
     }
     assert len(identities) == 1 + len(QUANTIZATIONS)
