@@ -83,6 +83,7 @@ IMPORTABLE = {
             "errors",
             "gpus",
             "lifecycle",
+            "parallel",
             "plans",
             "steering",
         ),

@@ -29,6 +29,29 @@ def check_device() -> Iterable[Finding]:
     else:
         yield _find_cpu()
     yield _find_dtype(has_gpu=has_gpu)
+    if (found := _find_ranks()) is not None:
+        yield found
+
+
+def _find_ranks() -> Finding | None:
+    """Report whether there are devices for all ranks; None if there is only one rank."""
+    given = os.environ.get("BATCHMILL_TENSOR_PARALLEL_SIZE") or "1"
+    if given == "1":
+        return None
+    from batchmill.engine.errors import ConfigError
+    from batchmill.engine.parallel.start import rank_devices
+
+    name, remedy = "ranks", "set BATCHMILL_TENSOR_PARALLEL_SIZE to a number of GPUs"
+    try:
+        devices = rank_devices(os.environ.get("BATCHMILL_DEVICE") or "auto", int(given))
+    except ValueError:
+        return Finding(name, Level.PROBLEM, f"BATCHMILL_TENSOR_PARALLEL_SIZE is {given!r}", remedy)
+    except ConfigError as error:
+        return Finding(name, Level.PROBLEM, str(error), remedy)
+    if devices[0].type == "cpu":
+        detail = f"{len(devices)} processes on the CPU, which are slower than one"
+        return Finding(name, Level.WARNING, detail, "leave BATCHMILL_TENSOR_PARALLEL_SIZE out")
+    return Finding(name, Level.OK, f"{len(devices)} GPUs, from {devices[0]} on")
 
 
 def _find_gpu() -> Finding:

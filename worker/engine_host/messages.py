@@ -132,6 +132,8 @@ class Ready(_Message):
     num_steps_ahead: int = 0
     #: Number format of weights and activations; None for the stub, which has none.
     dtype: str | None = None
+    #: Ranks that compute the model together.
+    num_ranks: int = 1
     #: None if prompt lookup is off, here and in each report.
     drafts: DraftCounts | None = None
     #: Kinds of job that it serves.

@@ -18,7 +18,7 @@ from batchmill.engine import (
     ToolCall,
 )
 from batchmill.engine.contract.beam_search import BEAM_SEARCH
-from batchmill.engine.errors import EngineError, RequestError, is_out_of_memory
+from batchmill.engine.errors import EngineError, RankError, RequestError, is_out_of_memory
 from batchmill.engine.lifecycle.intake import Prompt
 from batchmill.engine.lifecycle.parallel_sampling import resumed_samples
 from batchmill.engine.plans.plan import PlanEnd, PlannedJob
@@ -55,6 +55,8 @@ def build_real_engine(spec: EngineSpec) -> RealEngine:
     """
     try:
         return RealEngine(Engine(EngineConfig(model=spec.model, **spec.options)))
+    except RankError as error:
+        raise EngineStartError(str(error), may_retry=error.may_retry) from error
     except EngineError as error:
         raise EngineStartError(str(error)) from error
     except Exception as error:
@@ -104,6 +106,7 @@ class RealEngine:
             max_model_len=self._engine.max_model_len,
             num_steps_ahead=int(self._engine.overlaps),
             dtype=self._engine.dtype,
+            num_ranks=config.tensor_parallel_size,
             drafts=self.drafts(),
             kinds=served_kinds(self._engine.pooling),
             media=self._engine.media_kinds,

@@ -135,6 +135,7 @@ class Heartbeat:
             stats[SPEED_STAT] = round(self._speed.tokens_per_s, 1)
         if ready is not None and ready.dtype is not None:
             stats["dtype"] = ready.dtype
+            stats["ranks"] = ready.num_ranks
         if drafts is not None:
             stats["draft_tokens"] = drafts.num_draft_tokens
             stats["accepted_tokens"] = drafts.num_accepted_tokens

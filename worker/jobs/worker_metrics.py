@@ -166,6 +166,7 @@ class WorkerMetrics:
             yield from number(names.KV_CACHE_USAGE, 1 - load.num_free_blocks / ready.num_blocks)
             labels = (str(ready.num_blocks), str(ready.block_size), ready.dtype or "")
             yield gauge(names.CACHE_CONFIG, (labels, 1.0))
+            yield from number(names.NUM_RANKS, ready.num_ranks)
         yield from number(names.MAX_SEQS, self._settings.engine_config.max_num_seqs)
         yield from number(names.ACTIVE_JOBS, len(jobs))
         yield from number(names.UNSAVED_TOKENS, sum(job.num_unsaved for job in jobs.snapshot()))

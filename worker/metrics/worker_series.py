@@ -56,6 +56,9 @@ CACHE_CONFIG: Final = _gauge(
     "block_size",
     "dtype",
 )
+NUM_RANKS: Final = _gauge(
+    "tensor_parallel_size", "Ranks that compute the model together; missing until one is loaded."
+)
 MAX_SEQS: Final = _gauge("max_num_seqs", "Requests that the engine computes together at most.")
 ACTIVE_JOBS: Final = _gauge("active_jobs", "Jobs that the worker holds.")
 MEDIA_CACHE_BYTES: Final = _gauge(
