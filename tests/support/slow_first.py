@@ -6,6 +6,8 @@ import pytest
 
 #: Paths below tests/, slowest first. A file that is not here starts after them.
 SLOW_FILES = (
+    "end_to_end/test_parallel_jobs.py",
+    "engine/parallel/test_rank_processes.py",
     "worker/jobs/test_worker_faults.py",
     "end_to_end/test_real_generation.py",
     "engine/models/test_decoder_triton.py",

@@ -29,11 +29,11 @@ def check_device() -> Iterable[Finding]:
     else:
         yield _find_cpu()
     yield _find_dtype(has_gpu=has_gpu)
-    if (found := _find_ranks()) is not None:
+    if (found := find_ranks()) is not None:
         yield found
 
 
-def _find_ranks() -> Finding | None:
+def find_ranks() -> Finding | None:
     """Report whether there are devices for all ranks; None if there is only one rank."""
     given = os.environ.get("BATCHMILL_TENSOR_PARALLEL_SIZE") or "1"
     if given == "1":

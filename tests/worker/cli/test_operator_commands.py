@@ -17,6 +17,8 @@ from batchmill.producer.protocol.outbox import DeliveryOutcome
 from batchmill.producer.protocol.records import DeadLetterKind, WorkerInfo
 from batchmill.producer.protocol.replies import Claim, HeldJob, JobState, ReleaseCause
 from batchmill.producer.store.job_store import JobStore
+from batchmill.worker.cli.doctor_device import find_ranks
+from batchmill.worker.cli.doctor_findings import Level
 
 from ...support.worker_info import worker_info
 from ..command_line import call, complete, error_of, run
@@ -282,6 +284,27 @@ def test_doctor_reports_the_dtype_that_a_worker_would_have(given: str, tmp_path:
         assert found == "float16, from BATCHMILL_DTYPE"
     else:
         assert found.startswith(f"auto: {auto_dtype(on_cpu=True)}, because this CPU")
+
+
+@pytest.mark.parametrize(
+    ("given", "device", "level", "detail"),
+    [
+        ("2", "cpu", Level.WARNING, "2 processes on the CPU"),
+        ("2", "cuda:7", Level.PROBLEM, "device is 'cuda:7'"),
+        ("two", "cpu", Level.PROBLEM, "BATCHMILL_TENSOR_PARALLEL_SIZE is 'two'"),
+    ],
+    ids=["cpu", "too-few-gpus", "no-number"],
+)
+def test_doctor_looks_for_a_device_of_each_rank(
+    given: str, device: str, level: Level, detail: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("BATCHMILL_TENSOR_PARALLEL_SIZE", given)
+    monkeypatch.setenv("BATCHMILL_DEVICE", device)
+    found = find_ranks()
+    assert found is not None
+    assert (found.level, detail in found.detail) == (level, True)
+    monkeypatch.delenv("BATCHMILL_TENSOR_PARALLEL_SIZE")
+    assert find_ranks() is None
 
 
 #: Runs the check of a GPU's kernels in Triton's interpreter, whole and with a broken launcher.
