@@ -120,7 +120,7 @@ class DecoderModel:
         if self._is_fp8:
             # A decode step reads the head once, and rounding shows most in the logits.
             linear = partial(make_linear, backend=backend)
-        self._head: Linear | SplitHead | None = None
+        self._head: Linear | None = None
         if config.generates:
             head = linear(weights.head, None)
             self._head = head if split is None else split.head(head)

@@ -68,13 +68,15 @@ class SplitHead:
         self._shard = shard
         self._ranks = ranks
 
-    def __call__(self, x: Tensor, out: Tensor) -> None:
+    def __call__(self, x: Tensor, out: Tensor | None = None) -> Tensor:
         """Compute all logits on rank 0.
 
         Args:
             x: [num_rows, hidden].
-            out: [num_rows, vocab_size] float32, written on rank 0 only.
+            out: [num_rows, vocab_size] float32, written on rank 0 only; None allocates it.
         """
+        if out is None:
+            out = torch.empty(len(x), self._shard.config.vocab_size, device=x.device)
         if isinstance(self._linear, PackedLinear):
             part = torch.empty(len(x), self._shard.num_token_rows, dtype=torch.float32)
             self._linear(x, out=part)
@@ -83,6 +85,7 @@ class SplitHead:
         for rank, logits in enumerate(self._ranks.gather(part)):
             token_ids = self._shard.token_ids_of(rank)
             out[:, token_ids.start : token_ids.stop] = logits[:, : len(token_ids)]
+        return out
 
 
 class SplitDecoder:

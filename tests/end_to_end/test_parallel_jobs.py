@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import os
 import signal
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 from batchmill.engine import Engine, EngineConfig, SamplingParams
-from batchmill.producer import Client
+from batchmill.producer import Client, Job
 from batchmill.producer.store.job_store import JobStore
 
 from ..engine.tiny_model import save_model
@@ -16,7 +17,6 @@ from ..support.processes import CLI, killed_process, wait_until
 
 CONFIG: dict[str, Any] = {"dtype": "float32", "max_model_len": 256, "kv_cache_bytes": 2**24}
 GREEDY: dict[str, Any] = {"max_tokens": 240, "temperature": 0.0, "ignore_eos": True}
-PROMPTS = ["the prompt", "another"]
 
 
 def _children(pid: int) -> list[int]:
@@ -34,7 +34,7 @@ def _children(pid: int) -> list[int]:
     return found
 
 
-def test_jobs_resume_after_a_rank_is_killed_and_after_one_is_frozen(
+def test_jobs_outlive_a_killed_rank_and_no_process_outlives_a_frozen_one(
     redis_url: str, tmp_path: Path
 ) -> None:
     model = tmp_path / "tiny"
@@ -50,38 +50,46 @@ def test_jobs_resume_after_a_rank_is_killed_and_after_one_is_frozen(
         "OMP_NUM_THREADS": "1",
         "PYTHONSAFEPATH": "1",
     }
-    store = JobStore.from_url(redis_url)
-    engine_pids: list[int] = []
-
-    def new_engine() -> bool:
-        for worker in store.list_workers():
-            pid = int(worker.stats.get("engine_pid", 0))
-            if worker.state == "ready" and pid not in (0, *engine_pids):
-                assert worker.stats["ranks"] == 2
-                engine_pids.append(pid)
-                return True
-        return False
-
-    texts, ranks = [], []
+    ready_pid = 0
     with (
+        closing(JobStore.from_url(redis_url)) as store,
         Client(redis_url) as client,
         killed_process(*CLI, "worker", environment=environment, log=tmp_path / "log"),
     ):
-        for prompt, number in zip(PROMPTS, (signal.SIGKILL, signal.SIGSTOP), strict=True):
-            wait_until(new_engine, "a new engine")
-            (rank,) = _children(engine_pids[-1])
-            ranks.append(rank)
-            job = client.submit(prompt, model="tiny", **GREEDY)
-            wait_until(lambda job=job: len(store.read_tokens(job.id)) >= 8, "the first tokens")
+
+        def is_new_engine_ready() -> bool:
+            """Whether an engine is ready that was not before."""
+            nonlocal ready_pid
+            ready = [each for each in store.list_workers() if each.state == "ready"]
+            pids = {int(each.stats["engine_pid"]) for each in ready} - {0, ready_pid}
+            if pids:
+                assert ready[0].stats["ranks"] == 2
+                (ready_pid,) = pids
+            return bool(pids)
+
+        def disturb(job: Job, number: signal.Signals) -> list[Path]:
+            """Send a signal to the other rank of a job that runs; return all ranks."""
+            wait_until(lambda: len(store.read_tokens(job.id)) >= 8, "the first tokens")
+            (rank,) = _children(ready_pid)
             os.kill(rank, number)
-            texts.append(job.result(timeout_s=120).text)
+            return [Path(f"/proc/{pid}") for pid in (rank, ready_pid)]
+
+        def causes(job: Job) -> list[str]:
             record = store.load(job.id)
             assert record is not None
-            assert [each.cause for each in record.history][1:] == ["completed"]
-        # The watchdog killed the last one's engine while it was stopped.
-        gone = [Path(f"/proc/{pid}") for pid in ranks]
-        wait_until(lambda: not any(each.exists() for each in gone), "the end of both ranks")
-    store.close()
+            return [attempt.cause for attempt in record.history if attempt.cause]
+
+        wait_until(is_new_engine_ready, "the first engine")
+        job = client.submit("the prompt", model="tiny", **GREEDY)
+        disturb(job, signal.SIGKILL)
+        wait_until(is_new_engine_ready, "the second engine")
+        text = job.result(timeout_s=60).text
+        assert causes(job) == ["engine_death", "completed"]
+
+        job = client.submit("another", model="tiny", **GREEDY)
+        processes = disturb(job, signal.SIGSTOP)
+        wait_until(lambda: causes(job) == ["engine_stall"], "the watchdog")
+        wait_until(lambda: not any(each.exists() for each in processes), "the end of both ranks")
     engine = Engine(EngineConfig(model=str(model), device="cpu", **CONFIG))
-    outputs = engine.generate(PROMPTS, SamplingParams(**GREEDY))
-    assert texts == [output.text for output in outputs]
+    (output,) = engine.generate(["the prompt"], SamplingParams(**GREEDY))
+    assert text == output.text

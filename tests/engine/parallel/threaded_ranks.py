@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
+from torch._C._distributed_c10d import HashStore
 
 from batchmill.engine.loading.computation import load_shard
 from batchmill.engine.loading.load_options import LoadOptions
@@ -71,7 +71,7 @@ def load_threaded(folder: Path, num_ranks: int, **settings: Any) -> LoadedModel:
     """Load a model in float32, divided among ranks of this process."""
     ranks = [Collectives(rank, num_ranks, _CPU) for rank in range(num_ranks)]
     pool = ThreadPoolExecutor(num_ranks)
-    store = dist.HashStore()
+    store = HashStore()
     for future in [pool.submit(each.connect, store) for each in ranks]:
         future.result(timeout=60)
     loaded = load_model(str(folder), dtype="float32", device="cpu", ranks=ranks[0], **settings)
