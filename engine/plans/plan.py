@@ -64,6 +64,10 @@ class PlannedJob:
     #: The job's own input and controls, if it generates as well.
     prompt: Prompt | None = None
     params: SamplingParams | None = None
+    #: State that an earlier attempt has saved; empty without one.
+    saved_state: bytes = b""
+    #: Takes a state from which another attempt can continue; later ones replace it.
+    save_state: Callable[[bytes], None] = field(default=lambda state: None, compare=False)
 
 
 #: Makes the plan of a job.

@@ -117,6 +117,9 @@ class RecordFields(BaseModel):
     """Ids of the encryption keys that its content was sealed with, separated by spaces; and
     what a worker must be able to do besides: `@payloads` (read its object store), `@images` and
     `@sounds` (decode them)."""
+    plan_state: str | None = None
+    """State of a running job's beam search, from which another attempt continues: JSON,
+    compressed by zlib."""
     payloads: str | None = None
     """Names of its objects outside Redis, separated by spaces."""
     key_refusals: Number | None = None

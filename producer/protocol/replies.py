@@ -185,6 +185,8 @@ class Claim:
     media: tuple[str, ...] = ()
     #: Digest of its steering vector, likewise.
     steering: str | None = None
+    #: State of its plan that an earlier attempt has saved; empty without one.
+    plan_state: bytes = b""
     #: Why the document or the output cannot be opened; both are empty then.
     unreadable: UnreadableContent | None = None
 
@@ -219,8 +221,19 @@ class TokenWrite:
     thought_position: int = 0
 
 
+@dataclass(frozen=True, slots=True)
+class PlanState:
+    """State of a job's plan to save, from which another attempt continues."""
+
+    job_id: str
+    fence: str
+    #: Of the engine that computed it, as of a `TokenWrite`.
+    identity: str
+    state: bytes
+
+
 class WriteStatus(StrEnum):
-    """Reply of `checkpoint` and `renew`, per job."""
+    """Reply of `checkpoint`, `save_plan` and `renew`, per job."""
 
     OK = "OK"
     #: This fence no longer holds the job: drop it and write nothing.

@@ -30,6 +30,7 @@ from batchmill.producer.protocol.replies import (
     EndTaken,
     HeldJob,
     JobState,
+    PlanState,
     ReleaseCause,
     ReleaseStatus,
     SubmitReply,
@@ -136,6 +137,10 @@ class JobStore(OutboxStore):
     def checkpoint(self, writes: Sequence[TokenWrite], *, lease_ms: int) -> list[WriteStatus]:
         """Append tokens of a whole batch and extend the leases; one status per write, in order."""
         return self.run(job_calls.checkpoint(writes, lease_ms)) if writes else []
+
+    def save_plans(self, states: Sequence[PlanState]) -> list[WriteStatus]:
+        """Save the state of plans; one status per job (OK, FENCED), in order."""
+        return self.run(job_calls.save_plans(states)) if states else []
 
     def renew(self, held: Sequence[HeldJob], *, lease_ms: int) -> list[WriteStatus]:
         """Extend leases; one status per job (OK, FENCED, CANCEL_REQUESTED), in order."""

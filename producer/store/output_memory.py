@@ -18,6 +18,8 @@ _ENTROPY_BYTES: Final = 20
 _LOGPROBS_BYTES: Final = 10
 _CANDIDATE_BYTES: Final = 30
 _CONFIDENCE_BYTES: Final = 160
+#: Of a token of each running and each finished beam, before what they share is compressed.
+_SAVED_TOKEN_BYTES: Final = 6
 #: Of the event of the job's end, and of its body without and with the output.
 _EVENT_BYTES: Final = 3072
 _MAX_EVENT_OUTPUT_BYTES: Final = 16 * 1024
@@ -51,6 +53,8 @@ def output_bytes(job: GenerationJob, num_prompt_tokens: int) -> int:
         total += job.n * job.select.num_result_bytes_per_sample
     if job.echo:
         total += num_scored * per_token
+    if job.beam_search is not None:
+        total += 2 * job.beam_search.beam_width * job.max_tokens * _SAVED_TOKEN_BYTES
     return total + _event_bytes(job, num_tokens)
 
 

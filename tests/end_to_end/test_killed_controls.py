@@ -1,4 +1,4 @@
-"""Jobs with a budget of thoughts, guidance or steering have the same text after `kill -9`."""
+"""Jobs with thought budgets, guidance, steering or beams have the same text after `kill -9`."""
 
 from __future__ import annotations
 
@@ -32,6 +32,14 @@ SAMPLED: dict[str, Any] = {"max_tokens": NUM_TOKENS, "temperature": 1.3, "ignore
 MESSAGES = [{"role": "user", "content": "Where does the mill stand?"}]
 GUIDED: dict[str, Any] = {"guidance_scale": 2.0, "negative_prompt": "Where does it not stand?"}
 STEERING: dict[str, Any] = {"name": "style", "strength": 0.5}
+SEARCHED: dict[str, Any] = {
+    "messages": MESSAGES,
+    "model": "tiny",
+    "max_tokens": 120,
+    "ignore_eos": True,
+    "n": 2,
+    "beam_search": {"beam_width": 3},
+}
 #: Controls of each kind of job.
 KINDS: dict[str, dict[str, Any]] = {
     "budget": {"thinking_token_budget": 60},
@@ -85,17 +93,30 @@ def test_controlled_jobs_have_the_same_text_after_their_worker_was_killed(
             for number, name in enumerate([*KINDS, *KINDS, *KINDS])
         ]
 
+        searched = client.submit(**SEARCHED)
+
         def has_begun() -> bool:
             assert first.poll() is None, (tmp_path / "first.log").read_text()
-            return sum(store.num_tokens(job.id) > 0 for job in jobs) >= len(KINDS)
+            has_state = store.client.hexists(keys.job(searched.id), "plan_state")
+            return has_state and sum(store.num_tokens(job.id) > 0 for job in jobs) >= len(KINDS)
 
         wait_until(has_begun, "the first tokens")
         first.send_signal(signal.SIGKILL)
         first.wait()
     resumed = [store.num_tokens(job.id) for job in jobs if not job.status().state.is_terminal]
     assert any(resumed), "the worker was killed too late to show anything"
+    assert not searched.status().state.is_terminal
     with worker(redis_url, model, vectors, tmp_path / "second.log"):
         results = [job.result(timeout_s=120) for job in jobs]
+        found = searched.result(timeout_s=120)
+        undisturbed = client.submit(**SEARCHED).result(timeout_s=120)
+    assert found.attempt > 1
+    assert [each.text for each in found.completions] == [
+        each.text for each in undisturbed.completions
+    ]
+    assert found.beam_search is not None
+    assert undisturbed.beam_search is not None
+    assert found.beam_search.num_beam_tokens == undisturbed.beam_search.num_beam_tokens
     engine = Engine(EngineConfig(model=str(model), steering_folder=str(vectors), **CONFIG))
     for number, name in enumerate([*KINDS, *KINDS, *KINDS]):
         params = SamplingParams(seed=number, **SAMPLED, **KINDS[name])

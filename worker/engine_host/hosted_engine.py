@@ -37,6 +37,8 @@ class StepOutput:
 
     new_outputs: list[NewOutput] = field(default_factory=list)
     finished: list[Finished] = field(default_factory=list)
+    #: State of plans to save, by request.
+    plan_states: dict[str, bytes] = field(default_factory=dict)
 
 
 class HostedEngine(Protocol):

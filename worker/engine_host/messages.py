@@ -67,6 +67,8 @@ class AddRequest(_Message):
     section_fields: Mapping[str, Any] = field(default_factory=dict)
     #: Decoded pictures and sounds, one for each placeholder of the chat, in its order.
     media: Sequence[Media] = ()
+    #: State of its plan that an earlier attempt has saved; empty without one.
+    plan_state: bytes = b""
 
 
 @dataclass(frozen=True, slots=True)
@@ -316,6 +318,8 @@ class StepReport(_Message):
     #: New output of each request that got any tokens.
     new_outputs: Sequence[NewOutput] = ()
     finished: Sequence[Finished] = field(default_factory=tuple)
+    #: State of plans to save, by request.
+    plan_states: Mapping[str, bytes] = field(default_factory=dict)
     refused: Sequence[Refused] = field(default_factory=tuple)
     #: Whether the engine had to wait before it, because too many tokens were not saved.
     has_waited: bool = False

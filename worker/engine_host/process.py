@@ -156,6 +156,7 @@ class EngineLoop:
             at_s=time.monotonic(),
             work=self._engine.take_work(),
             new_outputs=output.new_outputs,
+            plan_states=output.plan_states,
             finished=output.finished,
             refused=self._refused,
             has_waited=self._has_waited,

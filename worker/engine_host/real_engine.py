@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import structlog
@@ -90,6 +91,8 @@ class RealEngine:
         self._planned: dict[str, tuple[str, SamplingParams | None]] = {}
         #: Tokens of each job with a plan that earlier attempts have saved.
         self._num_saved: dict[str, int] = {}
+        #: State that plans have given to be saved, since the last report.
+        self._plan_states: dict[str, bytes] = {}
         #: Resumed requests without any output yet.
         self._resumed: set[str] = set()
         # What `take_work` has returned.
@@ -155,7 +158,14 @@ class RealEngine:
         if request.prompt is not None or request.chat is not None:
             prompt = _prompt(request)
             params = SamplingParams.from_dict(self._with_defaults(request.params))
-        job = PlannedJob(self._engine, request.section_fields, prompt, params)
+        job = PlannedJob(
+            self._engine,
+            request.section_fields,
+            prompt,
+            params,
+            request.plan_state,
+            partial(self._plan_states.__setitem__, request.request_id),
+        )
         options = JobOptions(
             request.resumed_token_ids,
             priority=request.priority,
@@ -199,6 +209,8 @@ class RealEngine:
                 params = self._scored.pop(output.request_id, None)
                 details = None if params is None else self._logprob_details(output, params)
                 result.finished.append(_finished(output, details))
+        result.plan_states.update(self._plan_states)
+        self._plan_states.clear()
         for end in self._plans.take_ends():
             result.new_outputs += self._found_output(end)
             result.finished.append(self._plan_finished(end))

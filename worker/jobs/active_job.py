@@ -85,6 +85,8 @@ class ActiveJob:
     #: The stored tokens once disagreed with ours; the second time the job is dropped.
     had_gap: bool = False
     is_in_engine: bool = False
+    #: State of its plan that the record does not have yet.
+    plan_state: bytes | None = None
     trace: AttemptTrace = NO_TRACE
     _text: UnsavedText = field(default_factory=UnsavedText)
     _thoughts: UnsavedText = field(default_factory=UnsavedText)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 
-from batchmill.producer.protocol.replies import WriteStatus
+from batchmill.producer.protocol.replies import PlanState, WriteStatus
 from batchmill.producer.store.job_store import JobStore
 
 from .active_job import ActiveJob
@@ -72,7 +72,8 @@ class Checkpoints:
         """
         now = time.monotonic()
         received = self._saved.received
-        dirty = [job for job in self._jobs.snapshot() if job.num_unsaved]
+        jobs = self._jobs.snapshot()
+        dirty = [job for job in jobs if job.num_unsaved]
         is_time = now - self._saved_at >= self._interval_s
         if not is_time and not any(self.is_due(job) for job in dirty):
             return []
@@ -87,6 +88,7 @@ class Checkpoints:
                 job.mark_saved(write)
                 job.trace.saved(job, len(write.token_ids), now)
         self._saved.note_saved(received)
+        self._write_plans(jobs)
         self._adapt()
         return list(zip(dirty, statuses, strict=True))
 
@@ -98,6 +100,20 @@ class Checkpoints:
         """
         writes = [job.unsaved() for job in jobs if job.num_unsaved]
         self._store.checkpoint(writes, lease_ms=self._lease_ms)
+        self._write_plans(jobs)
+
+    def _write_plans(self, jobs: Sequence[ActiveJob]) -> None:
+        """Write the state of plans that have a new one; of a lost job, it changes nothing."""
+        states = [(job, job.plan_state) for job in jobs if job.plan_state is not None]
+        self._store.save_plans(
+            [
+                PlanState(job.claim.job_id, job.claim.fence, job.claim.identity, state)
+                for job, state in states
+            ]
+        )
+        for job, state in states:
+            if job.plan_state is state:
+                job.plan_state = None
 
     def _adapt(self) -> None:
         """Choose how many unsaved tokens make the next checkpoint due."""

@@ -48,6 +48,7 @@ def engine_request(claim: Claim, document: GenerationJob, salt: str | None) -> A
         steering=_steering(claim, document),
         section=section,
         section_fields=section_fields,
+        plan_state=claim.plan_state,
     )
 
 

@@ -269,6 +269,10 @@ class WorkerRuntime:
                 self._throughput.count(len(token_ids))
                 self._breaker.note_tokens(len(token_ids))
                 is_due = is_due or self.writer.is_checkpoint_due(job)
+        for request_id, state in report.plan_states.items():
+            job = self.jobs.get(request_id)
+            if job is not None:
+                job.plan_state = state
         self._saved.note_received(report)
         if report.has_waited:
             self.writer.note_engine_waited()

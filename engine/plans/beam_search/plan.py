@@ -17,6 +17,11 @@ from batchmill.engine.request.outputs import RequestOutput, ResumedTokens
 from batchmill.engine.request.sampling_params import SamplingParams
 
 from .beams import BeamSearch
+from .saved_search import read_search, written_search
+
+#: Steps of a search between two states that are saved: what a killed worker loses at most, and what
+#: it took since its last checkpoint.
+_STEPS_PER_STATE: Final = 8
 
 #: Controls that a model may recommend, and that change which token is sampled.
 _PLAIN: Final[Mapping[str, Any]] = {
@@ -32,7 +37,8 @@ def beam_plan(job: PlannedJob) -> Plan:
     """Return the plan that searches for the likeliest outputs of a job.
 
     Its own output comes last: the best sequences are given to a request as resumed tokens, so that
-    texts, reasons and scores are made as for any other job, and nothing is computed for them.
+    texts, reasons and scores are made as for any other job, and nothing is computed for them. A
+    search that was interrupted continues from its saved state.
     """
     assert job.params is not None
     assert job.prompt is not None
@@ -53,8 +59,14 @@ def beam_plan(job: PlannedJob) -> Plan:
         job.section.get("early_stopping", False),
     )
     counts = PlanCounts(1, first.num_prompt_tokens, first.num_cached_tokens, width)
-    search.advance([_candidates(first)])
+    if job.saved_state:
+        counts.num_output_tokens = read_search(job.saved_state, search)
+    else:
+        search.advance([_candidates(first)])
     while not search.is_done:
+        num_tokens = len(search.running[0].token_ids)
+        if num_tokens % _STEPS_PER_STATE == 0:
+            job.save_state(written_search(search, counts.num_output_tokens))
         outputs = yield [
             PlannedRequest([*prompt, *beam.token_ids], one_token) for beam in search.running
         ]

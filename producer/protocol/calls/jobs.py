@@ -33,6 +33,7 @@ from batchmill.producer.protocol.replies import (
     ForgetReply,
     HeldJob,
     JobState,
+    PlanState,
     ReleaseCause,
     ReleaseStatus,
     RetryReply,
@@ -143,7 +144,7 @@ def claim(
         if reply[0] == b"REFUSED":
             return ClaimRefusal(reply[1].decode())
         _, fence, document, data, numbers, traceparent, history, *about = reply
-        prefix, lora, media, steering, must_rewrite = about
+        prefix, lora, media, steering, plan_state, must_rewrite = about
         attempts, alone, deadline, enqueued, started, now, suspect, *others = numbers.split()
         celery_result, retries, made_at = others
         unreadable = next((x.error for x in (document, data) if isinstance(x, Unopened)), None)
@@ -172,20 +173,22 @@ def claim(
             lora=lora.decode("latin-1") or None,
             media=tuple(media.decode("latin-1").split()),
             steering=steering.decode("latin-1") or None,
+            plan_state=b"" if isinstance(plan_state, Unopened) else plan_state,
             unreadable=unreadable,
         )
 
     def opens(reply: list[Any], cipher: Cipher) -> list[Any]:
         if reply[0] == b"REFUSED":
             return reply
-        _, fence, document, data, *rest, seals = reply
+        _, fence, document, data, *rest, plan_state, seals = reply
         tokens = open_tokens(
             cipher, job_id, data, _pairs(seals), must_be_sealed=is_sealed(document)
         )
         is_open = bool(cipher.key_ids and data and not seals)
         if not is_reference(document):  # else the claimer reads it on another thread
             document = opened(cipher, document, Place(job_id, "doc"))
-        return [b"CLAIMED", fence, document, tokens, *rest, is_open]
+        plan_state = opened(cipher, plan_state, Place(job_id, "plan_state"))
+        return [b"CLAIMED", fence, document, tokens, *rest, plan_state, is_open]
 
     args = (
         job_id,
@@ -220,6 +223,15 @@ def checkpoint(writes: Sequence[TokenWrite], lease_ms: int) -> Call[list[WriteSt
         ):
             args.append(Content(text, Place(write.job_id, f"{kind}:{position}")))
     return Call("checkpoint", args, read_writes)
+
+
+def save_plans(states: Sequence[PlanState]) -> Call[list[WriteStatus]]:
+    """Save the state of plans, one status for each in its order."""
+    args: list[Argument] = []
+    for each in states:
+        args.append(f"{each.job_id} {each.fence} {each.identity}".encode())
+        args.append(Content(each.state, Place(each.job_id, "plan_state")))
+    return Call("save_plan", args, read_writes)
 
 
 def renew(held: Sequence[HeldJob], lease_ms: int) -> Call[list[WriteStatus]]:

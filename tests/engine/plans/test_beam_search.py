@@ -172,18 +172,30 @@ def test_beams_share_blocks_and_an_abort_frees_all(loaded: LoadedModel) -> None:
 
 
 def finish(
-    loaded: LoadedModel, resumed: list[int] | None = None, **fields: Any
+    loaded: LoadedModel,
+    resumed: list[int] | None = None,
+    *,
+    plan_state: bytes = b"",
+    states: list[bytes] | None = None,
+    **fields: Any,
 ) -> tuple[JobResult, Finished, list[int]]:
-    """Return a job's result and end, and the tokens that were reported."""
+    """Return a job's result and end, and the tokens that were reported.
+
+    It continues from `plan_state`; those that it saves are added to `states`.
+    """
     job = parse_job({"prompt": PROMPT, "max_tokens": 14, "stop_token_ids": ENDS} | fields)
     document = parse_document(prepare(job, ProducerSettings()).document)
-    claim = Claim("j", "1.n", b"{}", resumed or [], 1, False, None, 0, 0, 0)
+    claim = Claim(
+        *("j", "1.n", b"{}", resumed or [], 1, False, None, 0, 0, 0), plan_state=plan_state
+    )
     hosted = RealEngine(tiny_engine(loaded))
     request = engine_request(claim, document, None)
     hosted.add(request)
     shown: list[int] = []
     while hosted.has_unfinished():
         step = hosted.step()
+        if states is not None:
+            states += step.plan_states.values()
         shown += [token for _, token_ids, _, _ in step.new_outputs for token in token_ids]
         if step.finished:
             (finished,) = step.finished
@@ -211,6 +223,27 @@ def test_a_job_returns_the_best_and_reports_their_tokens_once(
     again, _, rest = finish(loaded, shown[:2], beam_search={"beam_width": 3})
     assert again.text == result.text
     assert rest == shown[2:]
+
+
+@pytest.mark.parametrize("name", ["plain", "early", "never"])
+def test_a_search_continues_from_its_saved_state(loaded: LoadedModel, name: str) -> None:
+    """The tokens are equal; scores are, up to the rounding of sums in another order."""
+    section = SEARCHES[name]
+    fields: dict[str, Any] = {"beam_search": section, "n": 2, "max_tokens": 22}
+    states: list[bytes] = []
+    whole, _, _ = finish(loaded, states=states, **fields)
+    assert whole.beam_search is not None
+    assert states, "nothing was saved"
+    for state in states:
+        later: list[bytes] = []
+        resumed, _, _ = finish(loaded, plan_state=state, states=later, **fields)
+        assert later == states[states.index(state) :]
+        assert [each.token_ids for each in resumed.completions] == [
+            each.token_ids for each in whole.completions
+        ]
+        assert resumed.beam_search is not None
+        assert resumed.beam_search.scores == pytest.approx(whole.beam_search.scores, abs=1e-5)
+        assert resumed.beam_search.num_beam_tokens == whole.beam_search.num_beam_tokens
 
 
 @pytest.mark.parametrize(

@@ -5,8 +5,8 @@
 -- Reply: {CLAIMED, fence, document, token bytes, numbers with spaces between them (attempts, alone, deadline_at_ms,
 -- which is -1 if there is none, enqueued_at_ms, started_at_ms, now, suspect, celery_result, retries, claimed_at_ms of
 -- the first call with this nonce), traceparent ('' = none), history (JSON, '' = none), prefix ('' = none), digest of
--- its LoRA adapter ('' = none), names of its media ('' = none), digest of its steering vector ('' = none), seals of the
--- output (names and values)} or {REFUSED, reason}.
+-- its LoRA adapter ('' = none), names of its media ('' = none), digest of its steering vector ('' = none), saved state
+-- of its plan ('' = none), seals of the output (names and values)} or {REFUSED, reason}.
 -- @include announce, celery_state, events, fair_share, finish, guard, index, keys, output, pauses, prefixes, record
 -- @include sealed, server, sessions, usage
 allow_writes_when_full()
@@ -19,7 +19,8 @@ local session, pid = ARGV[6], tonumber(ARGV[7])
 
 -- What a claim needs of the record besides the fields that `load_job` always reads.
 local CLAIM_FIELDS = { 'doc', 'attempts', 'suspect', 'started_at_ms', 'retries', 'history', 'claimed_at_ms',
-  'sealed_with', 'start_by_ms', 'home', 'prefix', 'passed_over', 'lora', 'steering' }
+  'sealed_with', 'start_by_ms', 'home', 'prefix', 'passed_over', 'lora', 'steering',
+  'plan_state' }
 
 -- The stored tokens of a job.
 local function read_tokens()
@@ -39,7 +40,7 @@ local function claim_reply(job, tokens, now)
     job.celery_result and 1 or 0, tonumber(job.retries or 0) or 0, tonumber(job.claimed_at_ms or now) or now)
   return {
     'CLAIMED', job.fence, job.doc, tokens, numbers, job.traceparent or '', job.history or '', job.prefix or '',
-    job.lora or '', job.media or '', job.steering or '',
+    job.lora or '', job.media or '', job.steering or '', job.plan_state or '',
     job.sealed_with and redis.call('HGETALL', seals_key(id)) or {},
   }
 end
@@ -122,7 +123,7 @@ local function claim_job()
   end
   if job.identity and job.identity ~= identity then
     discard_output(id)
-    tokens = ''
+    tokens, job.plan_state = '', nil
   end
   job.fence, job.attempts, job.alone, job.claimed_at_ms = fence_text(fence_number, nonce), attempts, alone, now
   job.started_at_ms = job.started_at_ms or now

@@ -4,7 +4,7 @@
 -- beginning per key; of one that is not sealed it is '-'.
 -- @include keys, sealed
 local SHOWN_BYTES = 512 -- a whole reference to an object, and more than the header of a sealed value
-local JOB_FIELDS = { 'doc', 'result', 'celery_embed', 'fingerprint', 'sealed_with' }
+local JOB_FIELDS = { 'doc', 'result', 'celery_embed', 'plan_state', 'fingerprint', 'sealed_with' }
 local kind = ARGV[1]
 
 local function show(found, name, value)

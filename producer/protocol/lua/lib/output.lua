@@ -73,7 +73,7 @@ end
 -- Let the output start over. Readers of the stream see it from the counter.
 -- @rare
 local function discard_output(id)
-  redis.call('HDEL', job_key(id), 'tokens_at_loss') -- the next loss counts tokens from 0 again
+  redis.call('HDEL', job_key(id), 'tokens_at_loss', 'plan_state') -- the next loss counts tokens from 0 again
   if redis.call('DEL', tokens_key(id)) == 0 then return end
   redis.call('HINCRBY', job_key(id), 'restarts', 1)
   redis.call('HDEL', job_key(id), 'output_told')

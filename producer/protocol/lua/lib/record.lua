@@ -8,7 +8,7 @@ local DEFAULT_TENANT = 'default'
 local MAX_LEASES = 1000 -- in one command: Lua's stack has room for 8000 arguments
 -- What the end of an attempt and of a job needs besides the fields that `load_job` always reads.
 local END_FIELDS = { 'history', 'attempts', 'claimed_at_ms', 'claimed_tokens', 'used_tokens', 'api_key', 'model',
-  'batch', 'gateway', 'receiver_events', 'celery_embed', 'sealed_with' }
+  'batch', 'gateway', 'receiver_events', 'celery_embed', 'sealed_with', 'plan_state' }
 
 -- A fence names one claim: its number, and the random nonce that its worker gave it. The number alone would be given
 -- out twice if Redis lost its last writes.
