@@ -24,7 +24,7 @@ from batchmill.producer.protocol.calls.jobs import retry
 from batchmill.producer.protocol.calls.new_job import BatchPlace, QueueLimits
 from batchmill.producer.protocol.outbox import OutboxEntry
 from batchmill.producer.protocol.records import JobRecord, read_job
-from batchmill.producer.protocol.replies import Claim, HeldJob, ReleaseCause, TokenWrite
+from batchmill.producer.protocol.replies import Claim, HeldJob, PlanState, ReleaseCause, TokenWrite
 from batchmill.producer.schemas import render, schemas
 from batchmill.producer.store import batch_calls, receivers
 from batchmill.producer.store.adapters import RegisteredAdapter, register_adapter
@@ -188,6 +188,7 @@ def test_real_records_fit_their_schema_and_hold_no_field_that_it_does_not_know(
         store.submit(prepare(parse_job(fields), settings, job_id=name))
     claim = store.claim("y", owner="w", lease_ms=60_000, identity="i", session="s")
     assert isinstance(claim, Claim)
+    store.save_plans([PlanState("y", claim.fence, "i", b"a state")])
     store.release([HeldJob("y", claim.fence)], cause=ReleaseCause.SLICED)
     prefix: Any = store.client.hget(keys.job("z"), "prefix")
     store.claim("x", owner="w", lease_ms=0, identity="i", session="s", prefixes=(prefix.decode(),))

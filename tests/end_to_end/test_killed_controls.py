@@ -35,10 +35,10 @@ STEERING: dict[str, Any] = {"name": "style", "strength": 0.5}
 SEARCHED: dict[str, Any] = {
     "messages": MESSAGES,
     "model": "tiny",
-    "max_tokens": 120,
+    "max_tokens": 400,
     "ignore_eos": True,
     "n": 2,
-    "beam_search": {"beam_width": 3},
+    "beam_search": {"beam_width": 8, "early_stopping": "never"},
 }
 #: Controls of each kind of job.
 KINDS: dict[str, dict[str, Any]] = {
@@ -81,6 +81,7 @@ def test_controlled_jobs_have_the_same_text_after_their_worker_was_killed(
     register_adapter(store, vector, keys.STEERING_VECTORS)
     client = Client(redis_url)
     with worker(redis_url, model, vectors, tmp_path / "first.log") as first:
+        searched = client.submit(**SEARCHED)
         jobs = [
             client.submit(
                 model="tiny",
@@ -92,8 +93,6 @@ def test_controlled_jobs_have_the_same_text_after_their_worker_was_killed(
             )
             for number, name in enumerate([*KINDS, *KINDS, *KINDS])
         ]
-
-        searched = client.submit(**SEARCHED)
 
         def has_begun() -> bool:
             assert first.poll() is None, (tmp_path / "first.log").read_text()
