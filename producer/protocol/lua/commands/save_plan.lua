@@ -1,5 +1,5 @@
 -- Save the state of running jobs' plans, from which another attempt continues (a beam search).
--- KEYS: none. ARGV: for each job: id, fence and identity of the engine in one argument, with spaces between them; state.
+-- KEYS: none. ARGV: for each job: id, fence and identity of the engine in one argument, with spaces; state.
 -- Reply: a list with one status per job: OK or FENCED.
 -- @include guard, keys, record, sealed, server
 allow_writes_when_full()
