@@ -9,6 +9,8 @@ from pathlib import Path
 
 from batchmill.engine.errors import AdapterError
 
+from .digest import is_digest
+
 #: Returns the digest of what a folder contains.
 DigestOf = Callable[[Path], str]
 
@@ -32,6 +34,7 @@ def store_version(
     target = folder / digest
     try:
         if _has_content(target, digest, digest_of):
+            target.touch()  # it is as new as one that is written now: no command deletes it yet
             return target
         folder.mkdir(parents=True, exist_ok=True)
         room = Path(tempfile.mkdtemp(prefix=".adding-", dir=folder))
@@ -67,3 +70,29 @@ def _put(draft: Path, target: Path, digest: str, digest_of: DigestOf) -> None:
     except OSError:
         if not _has_content(target, digest, digest_of):
             raise
+
+
+def list_versions(folder: Path) -> dict[str, Path]:
+    """Return the versions in the folder of all versions, by digest.
+
+    Raises:
+        AdapterError: the folder cannot be read.
+    """
+    try:
+        return {each.name: each for each in sorted(folder.iterdir()) if is_digest(each.name)}
+    except OSError as error:
+        raise AdapterError(f"{folder} cannot be read ({error.strerror or error})") from error
+
+
+def delete_version(folder: Path, digest: str) -> None:
+    """Delete a version; a worker sees it whole or not at all, and keeps what it has read.
+
+    Raises:
+        AdapterError: the folder cannot be written.
+    """
+    try:
+        room = Path(tempfile.mkdtemp(prefix=".deleting-", dir=folder))
+        (folder / digest).rename(room / "old")
+        shutil.rmtree(room)
+    except OSError as error:
+        raise AdapterError(f"{folder} cannot be written ({error.strerror or error})") from error

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from .lora_versions import list_versions, prune
 from .options import BrokerUrlOption, JsonOption
 from .registered_names import NameRegistry, list_names, register, remove_name, stored_version
 
@@ -33,7 +34,9 @@ _Name = Annotated[str, typer.Argument(metavar="NAME", help="What jobs call it: `
 
 
 def add_lora_commands(app: typer.Typer) -> None:
-    """Add `lora add`, `list` and `remove`."""
+    """Add `lora add`, `list`, `remove`, `versions` and `prune`."""
+    _group.command("versions", epilog="Example:\n\n  batchmill lora versions --json")(list_versions)
+    _group.command("prune", epilog="Example:\n\n  batchmill lora prune --dry-run")(prune)
     app.add_typer(_group, name="lora")
 
 
@@ -80,7 +83,7 @@ def list_adapters(broker_url: BrokerUrlOption = None, as_json: JsonOption = Fals
 
 @_group.command("remove", epilog="Example:\n\n  batchmill lora remove legal")
 def remove(name: _Name, broker_url: BrokerUrlOption = None, as_json: JsonOption = False) -> None:
-    """Let no new job name an adapter. Submitted jobs still run; its files stay."""
+    """Let no new job name an adapter. Submitted jobs still run; `prune` deletes its files later."""
     remove_name(_KIND, name, broker_url, as_json=as_json)
 
 
