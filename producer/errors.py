@@ -62,10 +62,12 @@ class BatchmillError(Exception):
         code: Stable name of the error, the same in Python, on the command line, in records and in
             webhooks; `docs/reference/errors.md` lists all.
         retryable: Whether the same call, made again later, may succeed.
+        job_ids: The jobs that the call had surely submitted before; empty if it submits none.
     """
 
     code = "error"
     retryable = False
+    job_ids: tuple[str, ...] = ()
 
 
 class JobRejected(BatchmillError):
@@ -77,11 +79,9 @@ class JobRejected(BatchmillError):
             `batch_closed`.
         param: The field at fault, with dots if it is nested, or None.
         retryable: Whether the same job may be accepted later.
-        job_ids: The jobs that `submit_many` had submitted before; empty for other calls.
         custom_id: The caller's name for the line, if it is a line of a batch that has one.
     """
 
-    job_ids: tuple[str, ...] = ()
     custom_id: str | None = None
 
     def __init__(self, message: str, *, code: str = "invalid_request", param: str | None = None):
@@ -242,14 +242,12 @@ class BrokerUnavailable(BatchmillError, ConnectionError):
     """No broker address is known, or nothing replies there.
 
     Attributes:
-        job_ids: The jobs that the call had surely submitted before.
         shards: The names of the shards that failed; empty for a single broker.
     """
 
     code = "broker_unavailable"
     retryable = True
 
-    job_ids: tuple[str, ...] = ()
     shards: tuple[str, ...] = ()
 
     def of_shards(self, names: Iterable[str]) -> Self:

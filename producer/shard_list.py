@@ -82,6 +82,12 @@ class ShardList:
         raise ValueError(f"shard {name!r} is not in the list of shards ({self.names})")
 
 
+def list_of_names(names: str) -> ShardList:
+    """Return the list whose `names` are given, without its URLs: it only says where work goes."""
+    found = [name.partition(":") for name in names.split()]
+    return ShardList(tuple(Shard(name, "", is_draining=bool(mark)) for name, mark, _ in found))
+
+
 def shard_name_of(some_id: str) -> str | None:
     """Return the shard that an id names; None if it names none, as ids of callers do."""
     match = _ID_OF_SHARD.fullmatch(some_id)

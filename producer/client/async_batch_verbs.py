@@ -30,7 +30,7 @@ from batchmill.producer.watch.async_explanation import explained
 from batchmill.producer.watch.async_many_jobs import AsyncEndWatch
 from batchmill.producer.watch.wait_limits import CONNECTION_ERRORS, TimeBudget
 
-from .async_checks import check_structures
+from .async_checks import off_loop
 from .async_first_item import with_first
 from .batch_intake import BatchIntake, BatchLine, batch_error, fails_batch, tenant_of
 from .job_groups import FULL_PAUSE_S, OnRejected
@@ -113,8 +113,7 @@ async def fill_batch(
 
 async def _submit(store: AsyncStore, intake: BatchIntake, lines: AsyncIterable[BatchLine]) -> None:
     async for line in lines:
-        await check_structures(line, {})
-        intake.add(line)
+        await off_loop(intake.add, line)
         if intake.must_be_sent:
             await _send(store, intake)
     await _send(store, intake)

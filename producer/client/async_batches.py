@@ -11,7 +11,7 @@ from batchmill.producer.job.batch import BatchStatus, parse_batch
 from batchmill.producer.job.job_fields import BatchFields
 from batchmill.producer.settings import ProducerSettings
 from batchmill.producer.store.async_shards import AsyncShards
-from batchmill.producer.store.batches import BatchEntry
+from batchmill.producer.store.batches import BatchEntry, joined_batches
 from batchmill.producer.store.broker_errors import broker_errors
 
 from . import async_batch_verbs
@@ -82,10 +82,7 @@ class AsyncBatches:
         with broker_errors(self._url):
             stores = await self._shards.every()
             found = [await async_batch_verbs.newest_batches(store, limit) for store in stores]
-        if len(found) == 1:
-            return found[0]
-        both = [status for some in found for status in some]
-        return sorted(both, key=lambda status: status.created_at, reverse=True)[:limit]
+        return joined_batches(found, limit)
 
     async def cancel_batch(self, batch_id: str) -> BatchStatus:
         """Cancel the jobs of a batch that have not ended; running ones stop at a checkpoint.

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
+import contextvars
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
-from .job_groups import as_job
+Value = TypeVar("Value")
 
 #: Fields whose check compiles something.
 _COMPILED: Final = ("response_format", "structured_outputs", "tools")
@@ -18,17 +18,28 @@ _COMPILED: Final = ("response_format", "structured_outputs", "tools")
 _NUM_THREADS: Final = 2
 
 
-async def check_structures(job: object, fields: Mapping[str, Any]) -> None:
-    """Check the structures of a job on a thread.
+async def off_loop(function: Callable[..., Value], *args: Any) -> Value:
+    """Return what a function makes of a job; on a thread if that may take long.
 
-    Their verdicts are kept, so that the real check, in the event loop, finds them at once and
-    reports what is wrong.
+    Args:
+        function: checks the job.
+        *args: the job, or its fields, and whatever else the function takes.
     """
-    given = fields if job is None or isinstance(job, str) else job
-    if isinstance(given, Mapping) and any(given.get(name) for name in _COMPILED):
-        loop = asyncio.get_running_loop()
-        with contextlib.suppress(Exception):
-            await loop.run_in_executor(_threads, partial(as_job, dict(given), {}))
+    found = [arg for arg in args if isinstance(arg, Mapping)]
+    if any(fields.get(name) for fields in found for name in _COMPILED):
+        run = partial(contextvars.copy_context().run, function, *args)
+        return await asyncio.get_running_loop().run_in_executor(_threads, run)
+    if any(map(_may_have_media, found)):  # decoding and hashing 20 MiB takes a tenth of a second
+        return await asyncio.to_thread(function, *args)
+    return function(*args)
+
+
+def _may_have_media(fields: Mapping[str, Any]) -> bool:
+    messages = fields.get("messages")
+    return isinstance(messages, list) and any(
+        isinstance(message, Mapping) and isinstance(message.get("content"), list)
+        for message in messages
+    )
 
 
 def _new_threads() -> ThreadPoolExecutor:

@@ -10,7 +10,7 @@ from types import TracebackType
 from typing import Self, Unpack
 
 from batchmill.producer.broker_url import find_broker, redact
-from batchmill.producer.errors import BrokerUnavailable, JobRejected, ResultTimeout
+from batchmill.producer.errors import BatchmillError, ResultTimeout
 from batchmill.producer.job.job_fields import JobFields
 from batchmill.producer.progress import JobProgress
 from batchmill.producer.protocol.calls import jobs as job_calls
@@ -24,7 +24,6 @@ from batchmill.producer.store.ended_jobs import MAX_ENDS_AT_ONCE, EndedJob, chun
 from batchmill.producer.store.job_output import StreamPiece, StreamPosition
 from batchmill.producer.store.replication import replica_wait
 from batchmill.producer.store.reply_errors import accepted_id
-from batchmill.producer.store.submission import prepare
 from batchmill.producer.tracing.sending import check_traces, send_span
 from batchmill.producer.watch.async_fleet_watch import AsyncFleetWatch
 from batchmill.producer.watch.async_one_job import wait_until_ended
@@ -32,14 +31,14 @@ from batchmill.producer.watch.async_stream import follow_output
 from batchmill.producer.watch.wait_limits import OnWait, TimeBudget
 
 from .async_batches import AsyncBatches
-from .async_checks import check_structures
+from .async_checks import off_loop
 from .async_iteration import as_async
 from .async_job_verbs import AsyncJobVerbs
 from .async_kind_verbs import AsyncKindVerbs
 from .async_media_verbs import AsyncMediaVerbs
 from .async_operator_verbs import AsyncOperatorVerbs
 from .async_vector_verbs import AsyncVectorVerbs
-from .job_groups import JobGroup, JobLike, OnRejected, as_job
+from .job_groups import JobGroup, JobLike, OnRejected, prepared_job
 from .job_ids import ids_of
 from .submissions import AsyncSubmissions
 
@@ -189,8 +188,7 @@ class AsyncClient(
             NotReplicated: the job is stored and will run, but too few replicas have it, so that a
                 failover may lose it.
         """
-        await check_structures(job, fields)
-        prepared = prepare(as_job(job, fields), self.settings)
+        prepared = await off_loop(prepared_job, job, fields, self.settings)
         with broker_errors(self._url):
             store, prepared = await self._shards.place(prepared)
         with send_span(prepared, self.settings) as traced:
@@ -228,7 +226,7 @@ class AsyncClient(
         try:
             async for handle in self._submit_groups(jobs, on_rejected, wait_when_full_s):
                 handles += (handle,)
-        except (JobRejected, BrokerUnavailable) as error:
+        except BatchmillError as error:
             error.job_ids = tuple(ids_of([*handles, *error.job_ids]))
             raise
         return handles
@@ -264,8 +262,7 @@ class AsyncClient(
     ) -> AsyncGenerator[AsyncJob, None]:
         group = JobGroup(self.settings, on_rejected, wait_when_full_s)
         async for job in as_async(jobs):
-            await check_structures(job, {})
-            group.add(job)
+            await off_loop(group.add, job)
             if group.must_be_sent:
                 async for handle in self._send(group):
                     yield handle
@@ -372,8 +369,12 @@ class AsyncClient(
         pause_s: float | None = 0.0
         while pause_s is not None:
             await asyncio.sleep(pause_s)
-            with broker_errors(self._url):
-                replies = await self._shards.submit(group.open_jobs())
+            try:
+                with broker_errors(self._url):
+                    replies = await self._shards.submit(group.open_jobs())
+            except BatchmillError as error:
+                error.job_ids = (*group.submitted_ids(), *error.job_ids)
+                raise
             pause_s = group.note(replies)
         for job_id in group.take_ids():
             yield AsyncJob(self, job_id)

@@ -11,7 +11,7 @@ from typing import Unpack
 from batchmill.producer.job.batch import BatchStatus, parse_batch
 from batchmill.producer.job.job_fields import BatchFields
 from batchmill.producer.settings import ProducerSettings
-from batchmill.producer.store.batches import BatchEntry
+from batchmill.producer.store.batches import BatchEntry, joined_batches
 from batchmill.producer.store.broker_errors import broker_errors
 from batchmill.producer.store.shards import Shards
 
@@ -82,10 +82,7 @@ class Batches:
         with broker_errors(self._url):
             stores = self._shards.every()
             found = [batch_verbs.newest_batches(store, limit) for store in stores]
-        if len(found) == 1:
-            return found[0]
-        both = [status for some in found for status in some]
-        return sorted(both, key=lambda status: status.created_at, reverse=True)[:limit]
+        return joined_batches(found, limit)
 
     def cancel_batch(self, batch_id: str) -> BatchStatus:
         """Cancel the jobs of a batch that have not ended; running ones stop at a checkpoint.

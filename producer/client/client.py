@@ -11,7 +11,7 @@ from types import TracebackType
 from typing import Self, Unpack
 
 from batchmill.producer.broker_url import find_broker, redact
-from batchmill.producer.errors import BrokerUnavailable, JobRejected, ResultTimeout
+from batchmill.producer.errors import BatchmillError, ResultTimeout
 from batchmill.producer.job.job_fields import JobFields
 from batchmill.producer.progress import JobProgress
 from batchmill.producer.protocol.calls import jobs as job_calls
@@ -25,7 +25,6 @@ from batchmill.producer.store.job_output import StreamPiece, StreamPosition
 from batchmill.producer.store.replication import replica_wait
 from batchmill.producer.store.reply_errors import accepted_id
 from batchmill.producer.store.shards import Shards
-from batchmill.producer.store.submission import prepare
 from batchmill.producer.tracing.sending import check_traces, send_span
 from batchmill.producer.watch.fleet_watch import FleetWatch
 from batchmill.producer.watch.one_job import wait_until_ended
@@ -33,7 +32,7 @@ from batchmill.producer.watch.stream import follow_output
 from batchmill.producer.watch.wait_limits import OnWait, TimeBudget
 
 from .batches import Batches
-from .job_groups import JobGroup, JobLike, OnRejected, as_job
+from .job_groups import JobGroup, JobLike, OnRejected, prepared_job
 from .job_ids import ids_of
 from .job_verbs import JobVerbs
 from .kind_verbs import KindVerbs
@@ -186,7 +185,7 @@ class Client(
             NotReplicated: the job is stored and will run, but too few replicas have it, so that a
                 failover may lose it.
         """
-        prepared = prepare(as_job(job, fields), self.settings)
+        prepared = prepared_job(job, fields, self.settings)
         with broker_errors(self._url):
             store, prepared = self._shards.place(prepared)
         with send_span(prepared, self.settings) as traced:
@@ -223,7 +222,7 @@ class Client(
         try:
             for handle in self._submit_groups(jobs, on_rejected, wait_when_full_s):
                 handles += (handle,)
-        except (JobRejected, BrokerUnavailable) as error:
+        except BatchmillError as error:
             error.job_ids = tuple(ids_of([*handles, *error.job_ids]))
             raise
         return handles
@@ -363,8 +362,12 @@ class Client(
         pause_s: float | None = 0.0
         while pause_s is not None:
             time.sleep(pause_s)
-            with broker_errors(self._url):
-                replies = self._shards.submit(group.open_jobs())
+            try:
+                with broker_errors(self._url):
+                    replies = self._shards.submit(group.open_jobs())
+            except BatchmillError as error:
+                error.job_ids = (*group.submitted_ids(), *error.job_ids)
+                raise
             pause_s = group.note(replies)
         for job_id in group.take_ids():
             yield Job(self, job_id)

@@ -11,7 +11,7 @@ from batchmill.producer.job.document import GenerationJob
 from batchmill.producer.job.job_fields import JobFields
 from batchmill.producer.job.validation import parse_job
 from batchmill.producer.protocol.calls.new_job import NewJob
-from batchmill.producer.protocol.replies import SubmitReply, SubmitStatus
+from batchmill.producer.protocol.replies import SubmitReply, SubmitStatus, submitted_ids
 from batchmill.producer.settings import ProducerSettings
 from batchmill.producer.store.reply_errors import accepted_id
 from batchmill.producer.store.submission import prepare
@@ -54,6 +54,13 @@ def as_job(job: object, fields: Mapping[str, Any]) -> GenerationJob:
     )
 
 
+def prepared_job(
+    job: JobLike | None, fields: Mapping[str, Any], settings: ProducerSettings
+) -> NewJob:
+    """Return the job to store; arguments and errors as of `as_job` and `prepare`."""
+    return prepare(as_job(job, fields), settings)
+
+
 class JobGroup:
     """Jobs that go to the broker in one round trip, with their places in the input.
 
@@ -82,7 +89,7 @@ class JobGroup:
         index = self._num_added
         self._num_added += 1
         try:
-            prepared = prepare(as_job(job, {}), self._settings)
+            prepared = prepared_job(job, {}, self._settings)
             prepared = with_create_span(prepared, self._settings)
         except JobRejected as error:
             self._reject(index, error)
@@ -131,6 +138,10 @@ class JobGroup:
     def _status(self, place: int) -> SubmitStatus | None:
         reply = self._replies[place]
         return None if reply is None else reply.status
+
+    def submitted_ids(self) -> tuple[str, ...]:
+        """Return the ids of the jobs that were accepted so far."""
+        return submitted_ids(self._replies)
 
     def take_ids(self) -> Iterator[str]:
         """Empty the group and yield the ids of the jobs that were accepted."""

@@ -6,7 +6,7 @@ builds the calls.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -56,6 +56,9 @@ class SubmitStatus(StrEnum):
     UNUSABLE = "UNUSABLE"
 
 
+_STORED = (SubmitStatus.CREATED, SubmitStatus.EXISTING)
+
+
 @dataclass(frozen=True, slots=True)
 class ReachedLimit:
     """A limit on waiting jobs or events, and the value that reached it."""
@@ -90,6 +93,13 @@ class SubmitReply:
     adapter_param: str = "lora"
     #: With NO_MEDIA: its place among the media of the job, from 0.
     media_place: int = 0
+
+
+def submitted_ids(replies: Iterable[object]) -> tuple[str, ...]:
+    """Return the jobs that submissions have stored, or found stored."""
+    found = (reply for reply in replies if isinstance(reply, SubmitReply))
+    ids = (reply.job_id for reply in found if reply.status in _STORED)
+    return tuple(job_id for job_id in ids if job_id is not None)
 
 
 class MediaStatus(StrEnum):

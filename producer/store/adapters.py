@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -89,6 +89,27 @@ def read_adapters(registry: str = keys.ADAPTERS) -> Read[list[RegisteredAdapter]
         return sorted((each for each in found if each is not None), key=lambda each: each.name)
 
     return Read(queue, parse)
+
+
+def joined_adapters(
+    parts: Mapping[str, Sequence[RegisteredAdapter]],
+) -> list[tuple[RegisteredAdapter, list[str]]]:
+    """Return the newest version of each name in all shards, with the shards that have another.
+
+    Args:
+        parts: the adapters of each shard, by its name. All shards have the same, unless one was
+            away when they changed.
+    """
+    digests = {shard: {each.name: each.digest for each in part} for shard, part in parts.items()}
+    newest: dict[str, RegisteredAdapter] = {}
+    for adapter in (each for part in parts.values() for each in part):
+        known = newest.get(adapter.name)
+        if known is None or adapter.added_at_ms > known.added_at_ms:
+            newest[adapter.name] = adapter
+    return [
+        (each, [shard for shard, own in digests.items() if own.get(name) != each.digest])
+        for name, each in sorted(newest.items())
+    ]
 
 
 def _read(text: bytes | str) -> RegisteredAdapter | None:

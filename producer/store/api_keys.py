@@ -19,6 +19,7 @@ from batchmill.producer.errors import ApiKeyRefused
 from batchmill.producer.protocol import keys
 from batchmill.producer.protocol.calls.call import Read, stored
 
+from .every_shard import EveryShard
 from .job_store import JobStore
 
 Scope = Literal["submit", "read", "texts", "admin", "operator"]
@@ -171,6 +172,34 @@ def joined_api_keys(parts: Mapping[str, Sequence[ApiKey]]) -> list[tuple[ApiKey,
         )
         for key in in_order
     ]
+
+
+def level_api_keys(shards: EveryShard) -> int:
+    """Give each shard the keys that it lacks, and revoke in all what is revoked in one.
+
+    A shard that was away when a key was made or revoked gets the change so. Keys are never deleted,
+    and a revoked one never becomes valid, so this may be done at any time and by several programs.
+
+    Returns:
+        How many keys were changed in shards.
+    """
+    parts = shards.each(lambda store: (store, _load(store)))
+    level: dict[str, ApiKey] = {}
+    for field, key in (item for _, part in parts for item in part.items()):
+        known = level.get(field)
+        if known is None or (known.revoked_at_ms is None and key.revoked_at_ms is not None):
+            level[field] = key
+    num_changed = 0
+    for store, part in parts:
+        changed: dict[Any, Any] = {
+            field: key.model_dump_json()
+            for field, key in level.items()
+            if not _is_same(part.get(field), key)
+        }
+        if changed:
+            store.client.hset(keys.API_KEYS, mapping=changed)
+        num_changed += len(changed)
+    return num_changed
 
 
 def _is_same(key: ApiKey | None, other: ApiKey) -> bool:

@@ -25,13 +25,14 @@ from batchmill.producer.protocol.records import WorkerInfo, read_worker
 from batchmill.producer.protocol.replies import MediaStatus
 from batchmill.producer.protocol.scripts import SCRIPT_NAMES, script_source
 
+from .async_sealing import resolved_args
 from .call_limits import time_limit
 from .commands import async_run_commands
 from .connection import async_connect, timeout_of
 from .replication import ReplicaWait
+from .sealing import Args
 
 Value = TypeVar("Value")
-Args = list[str | bytes | int]
 
 
 class AsyncStore:
@@ -257,9 +258,9 @@ class AsyncStore:
             if call.media:
                 await self.put_media(call.media, max_memory_percent=call.max_memory_percent)
         if self.objects is None:
-            return [call.resolved_args(self.key_ring) for call in calls]
+            return await resolved_args(calls, self.key_ring)
         outgoing = OutgoingContent(self.key_ring, self.objects.threshold_bytes)
-        args = [call.resolved_args(outgoing) for call in calls]
+        args = await resolved_args(calls, outgoing)
         await self._write_objects(outgoing)
         return args
 

@@ -54,6 +54,12 @@ def batches(batch_ids: Sequence[str]) -> Read[list[BatchStatus | None]]:
     return Read(queue, parse, is_atomic=True, keeps_errors=True)
 
 
+def joined_batches(parts: Sequence[Sequence[BatchStatus]], limit: int) -> list[BatchStatus]:
+    """Return the newest batches of several brokers, newest first."""
+    found = [status for part in parts for status in part]
+    return sorted(found, key=lambda status: status.created_at, reverse=True)[:limit]
+
+
 def _readable_batch(fields: Any, num_jobs: Any) -> BatchStatus | None:
     """Return a batch; None if batchmill did not write its record, which counts as gone."""
     try:

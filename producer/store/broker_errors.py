@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 from redis import exceptions as redis_errors
@@ -67,10 +67,21 @@ def _told(url: str, error: redis_errors.RedisError) -> BatchmillError | None:
 def _failed_shards(url: str, error: ShardsFailed) -> BatchmillError | None:
     """Return one error for all shards that failed."""
     found = [_told(url, each) for each in error.failures.values()]
-    if len(found) == 1 or None in found:
-        return found[0]
-    told = "; ".join(map(str, found)) + "; the other shards have done it"
-    return BrokerUnavailable(told).of_shards(error.failures)
+    if None in found:
+        return None
+    told = found[0]
+    if len(found) > 1:
+        kind = NotReplicated if _are_replication(found) else BrokerUnavailable
+        words = "; ".join(map(str, found)) + "; the other shards have done it"
+        told = kind(words).of_shards(error.failures)
+    if told is not None and error.job_ids:
+        told.job_ids = error.job_ids
+    return told
+
+
+def _are_replication(errors: Sequence[BatchmillError | None]) -> bool:
+    """Return whether every error says that replicas are missing."""
+    return all(isinstance(each, NotReplicated) for each in errors)
 
 
 def _error_of(broker: str, url: str, error: redis_errors.RedisError) -> BatchmillError | None:

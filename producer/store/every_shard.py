@@ -5,22 +5,18 @@ With one URL there is one store, and its errors are raised as they are.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterator, Sequence
-from typing import Final, Self, TypeVar, cast
+from typing import Self, TypeVar, cast
 
 from batchmill.producer.shard_list import ShardList, read_shard_list
 
 from .call_limits import time_limit
 from .job_store import JobStore
+from .shard_doubts import ShardDoubts
 from .shard_errors import ShardFailures
 from .shards import Shards
 
 Value = TypeVar("Value")
-#: Seconds for which a shard that failed is given less time.
-_DOUBT_S: Final = 10.0
-#: Seconds that it gets then.
-_DOUBTED_LIMIT_S: Final = 0.3
 
 
 class JobStores:
@@ -39,7 +35,7 @@ class JobStores:
         """
         self.shards = Shards(shard_list, stores)
         self._part_limit_s = None if shard_list.only is not None else part_limit_s
-        self._failed_at: dict[str, float] = {}
+        self._doubts = ShardDoubts()
 
     @classmethod
     def from_url(cls, url: str, *, timeout_s: float | None, part_limit_s: float | None) -> Self:
@@ -84,16 +80,12 @@ class JobStores:
 
     def limit_s(self, name: str) -> float | None:
         """Return how long a look waits for a shard: not long for one that has just failed."""
-        if self._part_limit_s is None or time.monotonic() - self._failed_at.get(name, 0) > _DOUBT_S:
-            return self._part_limit_s
-        return _DOUBTED_LIMIT_S
+        limit_s = self._part_limit_s
+        return None if limit_s is None else self._doubts.limit_s(name, limit_s)
 
     def note(self, name: str, *, has_failed: bool) -> None:
         """Note whether a shard has failed."""
-        if has_failed:
-            self._failed_at[name] = time.monotonic()
-        else:
-            self._failed_at.pop(name, None)
+        self._doubts.note(name, has_failed=has_failed)
 
 
 class EveryShard:
@@ -113,6 +105,10 @@ class EveryShard:
         """The shards that have failed so far."""
         return self._failures.names
 
+    def describe_missing(self) -> list[str]:
+        """Return a sentence on each shard that has failed so far."""
+        return [f"shard {name!r} does not reply" for name in self.missing]
+
     def check(self) -> None:
         """Raise an error that names all shards that have failed so far.
 
@@ -128,6 +124,17 @@ class EveryShard:
     def each(self, work: Callable[[JobStore], Value]) -> list[Value]:
         """Do something in each shard, and return the values of those that replied, in order."""
         return [value for _, value in self.named(work)]
+
+    def change(self, work: Callable[[JobStore], Value]) -> list[Value]:
+        """Do work that may take long in each shard; return the values of those that replied.
+
+        Only the first reply of a shard is waited for as shortly as in a look.
+        """
+        found = []
+        for name, _ in self.named(lambda store: store.client.ping()):
+            with self._failures.of(name):
+                found.append(work(self._stores.at(name)))
+        return found
 
     def find(self, work: Callable[[JobStore], Value | None]) -> tuple[JobStore, Value] | None:
         """Return the first shard that has something, with it; None if no shard has it.

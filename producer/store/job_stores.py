@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from batchmill.producer.shard_list import Shard, read_shard_list
 
 from .job_store import JobStore
-from .shards import check_shard
+from .shard_places import check_shard
 
 
 def open_job_stores(url: str) -> list[tuple[Shard, JobStore]]:

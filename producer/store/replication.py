@@ -10,7 +10,7 @@ from typing import Any
 from redis.exceptions import ConnectionError as RedisConnectionError
 
 from batchmill.producer.protocol import keys
-from batchmill.producer.protocol.replies import SubmitReply
+from batchmill.producer.protocol.replies import SubmitReply, submitted_ids
 from batchmill.producer.settings import ProducerSettings, check_replica_timeout
 
 
@@ -30,10 +30,9 @@ class NotConfirmed(RedisConnectionError):
         self.values = values
 
     @property
-    def job_ids(self) -> list[str]:
+    def job_ids(self) -> tuple[str, ...]:
         """The jobs that were submitted."""
-        replies = (value for value in self.values if isinstance(value, SubmitReply))
-        return [reply.job_id for reply in replies if reply.job_id is not None]
+        return submitted_ids(self.values)
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 from redis.exceptions import ConnectionError as RedisConnectionError
@@ -18,11 +18,13 @@ class ShardsFailed(RedisConnectionError):
     A connection error, because a repetition may succeed, and every call may be repeated.
     """
 
-    def __init__(self, failures: Mapping[str, RedisError]) -> None:
+    def __init__(self, failures: Mapping[str, RedisError], job_ids: Sequence[str] = ()) -> None:
         told = "; ".join(f"shard {name!r}: {error}" for name, error in failures.items())
         super().__init__(told)
         #: The error of each shard, by name.
         self.failures = dict(failures)
+        #: The jobs that were submitted all the same.
+        self.job_ids = tuple(job_ids)
 
 
 def note_shard(error: RedisError, name: str) -> None:
@@ -60,11 +62,11 @@ class ShardFailures:
         """The shards that failed."""
         return tuple(self._failures)
 
-    def check(self) -> None:
-        """Raise an error that names all shards that failed.
+    def check(self, job_ids: Sequence[str] = ()) -> None:
+        """Raise an error that names all shards that failed, and jobs that were submitted.
 
         Raises:
             ShardsFailed: there are some.
         """
         if self._failures:
-            raise ShardsFailed(self._failures)
+            raise ShardsFailed(self._failures, job_ids)

@@ -8,15 +8,17 @@ accepts two: `batchmill shards accept` notes the new one before the old.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from batchmill.producer.errors import ShardMismatch
 from batchmill.producer.protocol import keys
 from batchmill.producer.protocol.calls.call import Read, stored
-from batchmill.producer.shard_list import Shard, ShardList
+from batchmill.producer.shard_list import Shard, ShardList, list_of_names
 
+#: A model and a tenant, whose new jobs go to one shard.
+Work = tuple[str, str]
 #: Lists that a shard accepts at once.
 MAX_ACCEPTED = 2
 
@@ -30,20 +32,23 @@ class ShardMark:
     names: str
     #: Fingerprints of the lists that programs may have, the newest first.
     accepted: tuple[str, ...]
+    #: Names of the shards of each list since the first, which is the first here; empty if unknown.
+    lists: tuple[str, ...] = ()
 
 
 def read_mark() -> Read[ShardMark | None]:
     """Read the mark of a shard; None for a broker that has none."""
     return Read(
-        lambda pipeline: pipeline.hmget(keys.SHARD, "name", "names", "accepted"),
-        lambda replies: _mark(stored(replies[0], (None, None, None))),
+        lambda pipeline: pipeline.hmget(keys.SHARD, "name", "names", "accepted", "lists"),
+        lambda replies: _mark(stored(replies[0], (None, None, None, None))),
         keeps_errors=True,
     )
 
 
 def note_mark(shard: Shard, shard_list: ShardList) -> Read[ShardMark | None]:
     """Note name and list in a shard that has no mark yet, and read what it has then."""
-    mark = ShardMark(shard.name, shard_list.names, (shard_list.fingerprint,))
+    names = shard_list.names
+    mark = ShardMark(shard.name, names, (shard_list.fingerprint,), (names,))
 
     def queue(pipeline: Any) -> None:
         for name, value in _fields(mark).items():
@@ -53,27 +58,70 @@ def note_mark(shard: Shard, shard_list: ShardList) -> Read[ShardMark | None]:
     return Read(queue, lambda replies: _mark(replies[-1]), is_atomic=True)
 
 
-def accept_list(shard: Shard, shard_list: ShardList, mark: ShardMark | None) -> Read[None]:
+def all_lists(shard_list: ShardList, marks: Sequence[ShardMark | None]) -> tuple[str, ...]:
+    """Return the names of all lists since the first, with a new one at the end.
+
+    Args:
+        shard_list: the new list.
+        marks: what its shards have noted before.
+
+    Returns:
+        An empty tuple if they are unknown.
+    """
+    found: dict[str, None] = {}
+    for mark in marks:
+        if mark is not None:
+            if not mark.lists:
+                return ()
+            found |= dict.fromkeys(mark.lists)
+    return tuple(found | {shard_list.names: None})
+
+
+def accept_list(
+    shard: Shard, shard_list: ShardList, mark: ShardMark | None, lists: tuple[str, ...]
+) -> Read[None]:
     """Note a list as the newest one of a shard, which goes on accepting the one before.
 
     Args:
         shard: of the list.
         shard_list: the new list.
         mark: what the shard has noted before.
+        lists: of `all_lists`.
     """
     before = () if mark is None else mark.accepted
     others = [each for each in before if each != shard_list.fingerprint]
     accepted = (shard_list.fingerprint, *others)[:MAX_ACCEPTED]
-    return _put(ShardMark(shard.name, shard_list.names, accepted))
+    return _put(ShardMark(shard.name, shard_list.names, accepted, lists))
 
 
-def accept_only(shard: Shard, shard_list: ShardList) -> Read[None]:
+def accept_only(shard: Shard, shard_list: ShardList, lists: tuple[str, ...]) -> Read[None]:
     """Note a list as the only one that a shard accepts."""
-    return _put(ShardMark(shard.name, shard_list.names, (shard_list.fingerprint,)))
+    return _put(ShardMark(shard.name, shard_list.names, (shard_list.fingerprint,), lists))
 
 
-def check_mark(mark: ShardMark | None, shard: Shard, shard_list: ShardList) -> None:
-    """Check that a shard is the one that a program's list means, and knows the list.
+def homes_of(marks: Iterable[ShardMark], works: Iterable[Work]) -> set[str] | None:
+    """Return the shards in which models and tenants have had jobs by any list until now.
+
+    Args:
+        marks: of the shards that have replied.
+        works: models and tenants.
+
+    Returns:
+        The names of the shards; None if the earlier lists are unknown.
+    """
+    lists: set[str] = set()
+    for mark in marks:
+        if not mark.lists:
+            return None
+        lists |= set(mark.lists)
+    if not lists:
+        return None
+    pairs = set(works)
+    return {list_of_names(names).of_work(*pair).name for names in lists for pair in pairs}
+
+
+def check_mark(mark: ShardMark | None, shard: Shard, shard_list: ShardList) -> ShardMark:
+    """Return the mark of a shard if it is the one that a program's list means, and knows the list.
 
     Raises:
         ShardMismatch: it is another shard, or its list is another one.
@@ -90,6 +138,7 @@ def check_mark(mark: ShardMark | None, shard: Shard, shard_list: ShardList) -> N
             f"to ({mark.names}): give every program the same BATCHMILL_BROKER_URLS; to change the "
             "list, run `batchmill shards accept` with the new one first"
         )
+    return mark
 
 
 def unknown_shard_error(name: str, some_id: str, shard_list: ShardList) -> ShardMismatch:
@@ -106,13 +155,18 @@ def _put(mark: ShardMark) -> Read[None]:
 
 
 def _fields(mark: ShardMark) -> dict[str, str]:
-    return {"name": mark.name, "names": mark.names, "accepted": json.dumps(mark.accepted)}
+    fields = {"name": mark.name, "names": mark.names, "accepted": json.dumps(mark.accepted)}
+    return fields | ({"lists": json.dumps(mark.lists)} if mark.lists else {})
 
 
 def _mark(values: Sequence[bytes | None]) -> ShardMark | None:
-    name, names, accepted = values
+    name, names, accepted, lists = values
     try:
-        lists = json.loads(accepted or b"")
-        return ShardMark((name or b"").decode(), (names or b"").decode(), tuple(map(str, lists)))
+        return ShardMark(
+            (name or b"").decode(),
+            (names or b"").decode(),
+            tuple(map(str, json.loads(accepted or b""))),
+            tuple(map(str, json.loads(lists or b"[]"))),
+        )
     except (ValueError, TypeError):
         return None

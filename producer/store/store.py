@@ -29,9 +29,9 @@ from .call_limits import time_limit
 from .commands import run_commands
 from .connection import connect, timeout_of
 from .replication import ReplicaWait
+from .sealing import Args, resolved_args
 
 Value = TypeVar("Value")
-Args = list[str | bytes | int]
 
 
 class Store:
@@ -255,9 +255,9 @@ class Store:
             if call.media:
                 self.put_media(call.media, max_memory_percent=call.max_memory_percent)
         if self.objects is None:
-            return [call.resolved_args(self.key_ring) for call in calls]
+            return resolved_args(calls, self.key_ring)
         outgoing = OutgoingContent(self.key_ring, self.objects.threshold_bytes)
-        args = [call.resolved_args(outgoing) for call in calls]
+        args = resolved_args(calls, outgoing)
         self._write_objects(outgoing)
         return args
 

@@ -19,6 +19,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 ORIGINALS = (
     "producer/store/async_store.py",
+    "producer/store/async_shard_places.py",
     "producer/store/async_shards.py",
     "producer/watch/async_progress.py",
     "producer/watch/async_explanation.py",
@@ -40,8 +41,8 @@ ORIGINALS = (
 RULES = (
     (r"from redis\.asyncio import Redis as AsyncRedis\b", "from redis import Redis"),
     (r"from \.async_iteration import as_async\n", ""),
-    (r"from \.async_checks import check_structures\n", ""),
-    (r"\n +await check_structures\(.*\)", ""),
+    (r"from \.async_checks import off_loop\n", ""),
+    (r"\bawait off_loop\(([\w.]+), ", r"\1("),
     (r"\bas_async\((\w+)\)", r"\1"),
     (r"\baiter\(", "iter("),
     (r"\basync (def|for|with)\b", r"\1"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import shutil
 import ssl
 import subprocess
@@ -13,6 +14,17 @@ from pathlib import Path
 import pytest
 
 _EC = ("-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes")
+
+
+def tls_server() -> str:
+    """Return a server program that may speak TLS, as the embedded one cannot.
+
+    It is that of `TEST_REDIS_SERVER`, else an installed one; the test is skipped without any.
+    """
+    found = os.environ.get("TEST_REDIS_SERVER") or shutil.which("redis-server")
+    if (program := found or shutil.which("valkey-server")) is None:
+        pytest.skip("no server with TLS is installed")
+    return program
 
 
 class Authority:

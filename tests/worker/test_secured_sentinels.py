@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,14 +15,12 @@ from batchmill.producer.protocol.replies import JobState
 from ..support.every_program import check_every_program
 from ..support.processes import CLI, STUB, process
 from ..support.secured_service import SecuredService
-from ..support.tls import Authority
+from ..support.tls import Authority, tls_server
 
 
 @pytest.fixture(scope="module")
 def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SecuredService]:
-    program = shutil.which("redis-server") or shutil.which("valkey-server")
-    if program is None:
-        pytest.skip("no server with TLS is installed")
+    program = tls_server()
     folder = tmp_path_factory.mktemp("secured")
     service = SecuredService(folder / "servers", Authority(folder), program)
     yield service

@@ -14,10 +14,14 @@ from typing import Any
 import pytest
 
 from batchmill.producer import Client
+from batchmill.producer.protocol import keys
 from batchmill.producer.protocol.records import DeadLetterKind
-from batchmill.producer.store.api_keys import look_up_api_key
+from batchmill.producer.store.adapters import RegisteredAdapter, register_adapter
+from batchmill.producer.store.api_keys import level_api_keys, look_up_api_key
+from batchmill.producer.store.every_shard import JobStores
 from batchmill.producer.store.job_store import JobStore
 from batchmill.worker.cli.errors import ExitCode
+from batchmill.worker.cli.store_status import StoreStatus
 from batchmill.worker.monitor.one_per_shard import options_of_shard
 
 from ..conftest import RedisServer
@@ -128,16 +132,96 @@ def test_dead_letters_of_all_shards_are_one_list_and_each_is_found(pair: Pair) -
     assert pair.call("dead-letters", "drop", ids[1])[0] == ExitCode.NOT_FOUND
 
 
-def test_usage_sums_all_shards_or_none(pair: Pair) -> None:
+def test_usage_sums_all_shards_and_names_those_that_are_missing(pair: Pair) -> None:
     with Client(pair.url) as client:
         for name, tenant in TENANT.items():
             complete(pair.stores[name], client.submit("p", tenant=tenant).id)
     _, found, _ = pair.call("usage", "--by", "model")
     assert found["data"][0]["jobs"] == 2
     code, found, told = pair.call("usage", "--by", "model", is_b_away=True)
-    assert code != 0
-    assert found is None
+    assert code == ExitCode.BROKER
+    assert (found["data"][0]["jobs"], found["missing_shards"]) == (1, ["b"])
     assert "shard 'b'" in told
+
+
+@pytest.mark.parametrize(
+    ("command", "field"),
+    [
+        pytest.param(("status",), "queues", id="status"),
+        pytest.param(("top",), "queues", id="top"),
+        pytest.param(("list",), "jobs", id="list"),
+        pytest.param(("batch", "list"), "batches", id="batch-list"),
+        pytest.param(("pause", "list"), "pauses", id="pause-list"),
+        pytest.param(("lora", "list"), "adapters", id="lora-list"),
+        pytest.param(("steering", "list"), "vectors", id="steering-list"),
+    ],
+)
+def test_lists_have_what_the_shards_say_that_reply(
+    pair: Pair, command: tuple[str, ...], field: str
+) -> None:
+    for name, tenant in TENANT.items():
+        store = pair.stores[name]
+        for registry in (keys.ADAPTERS, keys.STEERING_VECTORS):
+            register_adapter(
+                store, RegisteredAdapter(name=f"of-{name}", model="demo", digest="0"), registry
+            )
+        with Client(pair.url) as client:
+            client.submit("p", tenant=tenant)
+            client.create_batch(["p"], tenant=tenant)
+    with Client(pair.url) as client:
+        client.pause(tenant="acme")
+    code, found, _ = pair.call(*command)
+    assert (code, "missing_shards" in found) == (0, False)
+    code, found, told = pair.call(*command, is_b_away=True)
+    assert (code, found["missing_shards"]) == (ExitCode.BROKER, ["b"])
+    assert found[field]
+    assert "shard 'b'" in told
+    assert "shard 'a'" not in told
+    for store in pair.stores.values():
+        store.client.flushall()
+
+
+def test_a_watch_goes_on_and_names_the_shard_that_is_away(pair: Pair) -> None:
+    stores = JobStores.from_url(
+        f"a={pair.servers['a'].url} b=unix:///nowhere", timeout_s=0.5, part_limit_s=None
+    )
+    with Client(pair.url) as client:
+        client.submit("p", tenant=TENANT["a"])
+    shards = stores.look()
+    status = StoreStatus.read(shards)
+    stores.close()
+    assert status.counts.queued == 1
+    assert shards.describe_missing() == ["shard 'b' does not reply"]
+
+
+def test_a_key_that_was_revoked_while_a_shard_was_away_is_revoked_there_too(pair: Pair) -> None:
+    _, made, _ = pair.call("keys", "create", "two")
+    assert pair.call("keys", "revoke", made["id"], is_b_away=True)[0] == ExitCode.BROKER
+    _, later, _ = pair.call("keys", "create", "three", is_b_away=True)
+    lookup = look_up_api_key(made["secret"])
+    assert pair.stores["b"].read(lookup).valid_key is not None
+    stores = JobStores.from_url(pair.url, timeout_s=5, part_limit_s=None)
+    assert level_api_keys(stores.look()) == 2
+    assert level_api_keys(stores.look()) == 0
+    stores.close()
+    assert pair.stores["b"].read(lookup).valid_key is None
+    assert pair.stores["b"].read(look_up_api_key(later["secret"])).valid_key is not None
+    assert pair.stores["a"].read(lookup).valid_key is None
+
+
+def test_long_changes_are_not_cut_by_the_limit_of_a_look(pair: Pair) -> None:
+    stores = JobStores.from_url(pair.url, timeout_s=5, part_limit_s=0.2)
+
+    def change(store: JobStore) -> object:
+        store.client.blpop(["nothing"], timeout=0.4)
+        return store.client.ping()
+
+    look = stores.look()
+    assert look.each(change) == []
+    assert look.missing == ("a", "b")
+    stores = JobStores.from_url(pair.url, timeout_s=5, part_limit_s=0.2)
+    assert stores.look().change(change) == [True, True]
+    stores.close()
 
 
 def test_receivers_and_endpoints_are_those_of_all_shards(pair: Pair) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -23,7 +22,7 @@ from ..support.processes import (
     process,
     wait_until,
 )
-from ..support.tls import Authority, TlsEnd
+from ..support.tls import Authority, TlsEnd, tls_server
 
 PASSWORD = "a-password"
 USER = ("--user", "app", "on", f">{PASSWORD}", "~*", "&*", "+@all")
@@ -48,9 +47,7 @@ def tls_port(authority: Authority) -> Iterator[int]:
 @pytest.fixture
 def own_tls_port(authority: Authority) -> Iterator[int]:
     """The port of a server that speaks TLS itself, as the tests' own server cannot."""
-    program, port = shutil.which("redis-server"), free_port()
-    if program is None:
-        pytest.skip("no redis-server with TLS is installed")
+    program, port = tls_server(), free_port()
     files = {
         "--tls-ca-cert-file": "ca.crt",
         "--tls-cert-file": "server.crt",
@@ -64,7 +61,7 @@ def own_tls_port(authority: Authority) -> Iterator[int]:
     except RuntimeError as error:
         server.close()
         if "tls" in str(error).lower():
-            pytest.skip("this redis-server has no TLS")
+            pytest.skip("this server has no TLS")
         raise
     yield port
     server.close()

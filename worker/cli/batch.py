@@ -15,7 +15,7 @@ from batchmill.worker.terminal import format_time_ms, print_json, print_table
 
 from .batch_progress import BatchProgressReader
 from .batch_usage import batch_cost, describe_usage
-from .broker_connection import open_store_of, resolve_broker
+from .broker_connection import missing, open_every_shard, open_store_of, resolve_broker
 from .command_settings import with_setting_flags
 from .errors import ExitCode, usage_error
 from .input_options import InputArgument, PromptOptions, ReadingOptions, input_file
@@ -160,16 +160,21 @@ def list_batches(
     limit: _Limit = 100, broker_url: BrokerUrlOption = None, as_json: JsonOption = False
 ) -> None:
     """List batches, newest first."""
-    with _open_client(broker_url) as client:
-        batches = client.batches(limit)
-    if as_json:
-        print_json({"batches": [batch.model_dump(mode="json") for batch in batches]})
-        return
-    print_table(
-        "1 batch" if len(batches) == 1 else f"{len(batches)} batches",
-        _COLUMNS,
-        (_table_row(batch) for batch in batches),
-    )
+    from batchmill.producer.client.batch_verbs import newest_batches
+    from batchmill.producer.store.batches import joined_batches
+
+    with open_every_shard(broker_url) as shards:
+        parts = shards.each(lambda store: newest_batches(store, limit))
+        batches = joined_batches(parts, limit)
+        if as_json:
+            rows = [batch.model_dump(mode="json") for batch in batches]
+            print_json({"batches": rows} | missing(shards))
+            return
+        print_table(
+            "1 batch" if len(batches) == 1 else f"{len(batches)} batches",
+            _COLUMNS,
+            (_table_row(batch) for batch in batches),
+        )
 
 
 def cancel_batch(

@@ -11,7 +11,7 @@ from .errors import CommandError, ExitCode
 
 if TYPE_CHECKING:
     from batchmill.producer.shard_list import Shard, ShardList
-    from batchmill.producer.store.every_shard import EveryShard
+    from batchmill.producer.store.every_shard import EveryShard, JobStores
     from batchmill.producer.store.job_store import JobStore
 
 #: Names the shard that a command for one broker works with.
@@ -103,7 +103,7 @@ def open_shards(
         BrokerUnavailable, ShardMismatch, CommandError: as `open_stores`.
     """
     from batchmill.producer.shard_list import read_shard_list
-    from batchmill.producer.store.shards import check_shard
+    from batchmill.producer.store.shard_places import check_shard
 
     url = resolve_broker(broker_url)
     shards = read_shard_list(url)
@@ -117,6 +117,21 @@ def open_shards(
 
 
 @contextmanager
+def open_job_stores(broker_url: str | None) -> Iterator[JobStores]:
+    """Connect to all shards; or to the one broker, or to that of `BATCHMILL_SHARD`.
+
+    For commands that look at them again and again; others use `open_every_shard`.
+
+    Raises:
+        BrokerUnavailable, ShardMismatch, CommandError: as `open_store`.
+    """
+    from batchmill.producer.store.every_shard import JobStores
+
+    with open_shards(resolve_chosen_broker(broker_url), is_checked=False) as pairs:
+        yield JobStores(_list_of(pairs), [store for _, store in pairs], part_limit_s=None)
+
+
+@contextmanager
 def open_every_shard(broker_url: str | None) -> Iterator[EveryShard]:
     """Connect to all shards and try each; or to the one broker, or to that of `BATCHMILL_SHARD`.
 
@@ -127,10 +142,8 @@ def open_every_shard(broker_url: str | None) -> Iterator[EveryShard]:
         ShardMismatch: a shard belongs to another list.
         CommandError: as `open_store`.
     """
-    from batchmill.producer.store.every_shard import JobStores
-
-    with open_shards(resolve_chosen_broker(broker_url), is_checked=False) as pairs:
-        found = JobStores(_list_of(pairs), [store for _, store in pairs], part_limit_s=None).look()
+    with open_job_stores(broker_url) as stores:
+        found = stores.look()
         yield found
         found.check()
 

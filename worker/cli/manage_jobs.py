@@ -10,7 +10,7 @@ import typer
 
 from batchmill.worker.terminal import format_time_ms, print_json, print_table
 
-from .broker_connection import resolve_broker
+from .broker_connection import missing, open_every_shard, resolve_broker
 from .errors import ExitCode, report_error
 from .options import (
     BrokerUrlOption,
@@ -29,6 +29,7 @@ from .options import (
 
 if TYPE_CHECKING:
     from batchmill.producer import Client, JobStatus
+    from batchmill.producer.store.job_index import JobPage
 
 _LIST_EPILOG = (
     "Examples:\n\n  batchmill list --state failed --since 2h\n\n"
@@ -75,16 +76,21 @@ def list_jobs(
     as_json: JsonOption = False,
 ) -> None:
     """List jobs, newest first. Prompts and outputs are not shown."""
-    from batchmill.producer import Client
-    from batchmill.producer.plural import pluralize
+    from batchmill.producer.client.job_pages import page_of_jobs
 
     filters = job_filter(tag, tenant, state, model, queue, since, until)
-    with Client(resolve_broker(broker_url)) as client:
-        page = client.list(limit=limit, cursor=cursor, **filters)
-    if as_json:
-        jobs = [job.model_dump(mode="json") for job in page.jobs]
-        print_json({"jobs": jobs, "next_cursor": page.next_cursor})
-        return
+    with open_every_shard(broker_url) as shards:
+        page = page_of_jobs(shards, limit=limit, cursor=cursor, **filters)
+        if as_json:
+            jobs = [job.model_dump(mode="json") for job in page.jobs]
+            print_json({"jobs": jobs, "next_cursor": page.next_cursor} | missing(shards))
+        else:
+            _print_page(page)
+
+
+def _print_page(page: JobPage) -> None:
+    from batchmill.producer.plural import pluralize
+
     print_table(
         pluralize(len(page.jobs), "job") + (", more to follow" if page.has_more else ""),
         ("id", "state", "model", "tenant", "tags", "tokens", "submitted"),

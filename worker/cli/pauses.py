@@ -13,7 +13,7 @@ import typer
 
 from batchmill.worker.terminal import format_time_ms, print_json, print_table
 
-from .broker_connection import resolve_broker
+from .broker_connection import missing, open_every_shard, resolve_broker
 from .options import BrokerUrlOption, JsonOption
 
 if TYPE_CHECKING:
@@ -52,14 +52,15 @@ def add_pause_commands(app: typer.Typer) -> None:
 @_pause.command("list", epilog="Example:\n\n  batchmill pause list")
 def list_pauses(broker_url: BrokerUrlOption = None, as_json: JsonOption = False) -> None:
     """List everything that is paused, the oldest pause first."""
-    from batchmill.producer import Client
+    from batchmill.producer.protocol.pauses import joined_pauses
+    from batchmill.producer.store.pauses import Pauses
 
-    with Client(resolve_broker(broker_url)) as client:
-        pauses = client.pauses()
-    if as_json:
-        print_json({"pauses": [asdict(pause) for pause in pauses]})
-    else:
-        print_pauses(f"{len(pauses)} paused", pauses)
+    with open_every_shard(broker_url) as shards:
+        pauses = joined_pauses(shards.each(lambda store: Pauses(store).all()))
+        if as_json:
+            print_json({"pauses": [asdict(pause) for pause in pauses]} | missing(shards))
+        else:
+            print_pauses(f"{len(pauses)} paused", pauses)
 
 
 @_pause.command("queue", epilog=_JOB_EXAMPLE.format("pause"))

@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING
 
 from batchmill.worker.terminal import format_time_ms, print_json, print_table
 
-from .broker_connection import open_stores
+from .broker_connection import missing, open_every_shard
 from .errors import CommandError, ExitCode, usage_error
 
 if TYPE_CHECKING:
     from batchmill.producer.store.adapters import RegisteredAdapter
-    from batchmill.producer.store.job_store import JobStore
+    from batchmill.producer.store.every_shard import EveryShard
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,13 +40,13 @@ class NameRegistry:
 
 
 @contextmanager
-def _stores_of_names(broker_url: str | None) -> Iterator[list[JobStore]]:
-    """Connect to the broker or all its shards; an invalid field becomes a usage error."""
+def _every_shard(broker_url: str | None) -> Iterator[EveryShard]:
+    """Connect to all shards, each of which has all names; an invalid field is a usage error."""
     from batchmill.producer.errors import AdapterRefused
 
-    with open_stores(broker_url) as stores:
+    with open_every_shard(broker_url) as shards:
         try:
-            yield stores
+            yield shards
         except AdapterRefused as error:
             raise usage_error(str(error)) from None
 
@@ -90,35 +90,44 @@ def register(
     """Let a name stand for a version, and say so."""
     from batchmill.producer.store.adapters import register_adapter
 
-    with _stores_of_names(broker_url) as stores:
-        before, *_ = [register_adapter(store, adapter, kind.key) for store in stores]
-    if as_json:
-        print_json(adapter.model_dump(mode="json"))
-        return
-    title, value = kind.column
-    print(
-        f"{adapter.name} is version {adapter.digest} of {adapter.model}, {title} {value(adapter)}."
-    )
-    if before is not None and before.digest != adapter.digest:
-        print(f"Jobs that were submitted before run with {before.digest}.")
+    with _every_shard(broker_url) as shards:
+        replies = shards.each(lambda store: register_adapter(store, adapter, kind.key))
+        if not replies:
+            return
+        if as_json:
+            print_json(adapter.model_dump(mode="json") | missing(shards))
+            return
+        title, value = kind.column
+        number = f"{title} {value(adapter)}"
+        print(f"{adapter.name} is version {adapter.digest} of {adapter.model}, {number}.")
+        before = next((each for each in replies if each is not None), None)
+        if before is not None and before.digest != adapter.digest:
+            print(f"Jobs that were submitted before run with {before.digest}.")
 
 
 def list_names(kind: NameRegistry, broker_url: str | None, *, as_json: bool) -> None:
     """Print all names that jobs may give."""
     from batchmill.producer.plural import pluralize
-    from batchmill.producer.store.adapters import read_adapters
+    from batchmill.producer.store.adapters import joined_adapters, read_adapters
 
-    with _stores_of_names(broker_url) as stores:
-        found = stores[0].read(read_adapters(kind.key))
-    if as_json:
-        print_json({f"{kind.noun}s": [each.model_dump(mode="json") for each in found]})
-        return
-    title, value = kind.column
-    print_table(
-        pluralize(len(found), kind.noun),
-        ("name", "model", "version", title, "size", "tenants", "added"),
-        (_row(each, value(each)) for each in found),
-    )
+    with _every_shard(broker_url) as shards:
+        parts = shards.named(lambda store: store.read(read_adapters(kind.key)))
+        found = joined_adapters(dict(parts))
+        if as_json:
+            rows = [
+                adapter.model_dump(mode="json") | ({"differs_in": names} if names else {})
+                for adapter, names in found
+            ]
+            print_json({f"{kind.noun}s": rows} | missing(shards))
+            return
+        title, value = kind.column
+        print_table(
+            pluralize(len(found), kind.noun),
+            ("name", "model", "version", title, "size", "tenants", "added"),
+            (_row(adapter, value(adapter), names) for adapter, names in found),
+        )
+        if any(names for _, names in found):
+            print("Where they differ: batchmill shards copy-settings SHARD, or add them again")
 
 
 def remove_name(kind: NameRegistry, name: str, broker_url: str | None, *, as_json: bool) -> None:
@@ -129,23 +138,23 @@ def remove_name(kind: NameRegistry, name: str, broker_url: str | None, *, as_jso
     """
     from batchmill.producer.store.adapters import remove_adapter
 
-    with _stores_of_names(broker_url) as stores:
-        were_removed = [remove_adapter(store, name, kind.key) for store in stores]
-    if not any(were_removed):
-        raise CommandError(
-            f"{kind.noun} {name!r} does not exist: `batchmill {kind.command} list` shows all",
-            code="unknown_adapter",
-            exit_code=ExitCode.NOT_FOUND,
-        )
-    if as_json:
-        print_json({"name": name, "removed": True})
-    else:
-        print(f"{name} is removed; new jobs cannot name it.")
+    with _every_shard(broker_url) as shards:
+        if not any(shards.each(lambda store: remove_adapter(store, name, kind.key))):
+            shards.check()
+            raise CommandError(
+                f"{kind.noun} {name!r} does not exist: `batchmill {kind.command} list` shows all",
+                code="unknown_adapter",
+                exit_code=ExitCode.NOT_FOUND,
+            )
+        if as_json:
+            print_json({"name": name, "removed": True} | missing(shards))
+        else:
+            print(f"{name} is removed; new jobs cannot name it.")
 
 
-def _row(adapter: RegisteredAdapter, value: int) -> Sequence[object]:
+def _row(adapter: RegisteredAdapter, value: int, differs_in: list[str]) -> Sequence[object]:
     return [
-        adapter.name,
+        adapter.name + (f" (differs in {', '.join(differs_in)})" if differs_in else ""),
         adapter.model,
         adapter.digest,
         value,

@@ -58,7 +58,7 @@ def accept(
     as_json: JsonOption = False,
 ) -> None:
     """Make this list known to all its shards. Until --only, the list before is accepted as well."""
-    from batchmill.producer.store.shard_mark import accept_list, accept_only, read_mark
+    from batchmill.producer.store.shard_mark import accept_list, accept_only, all_lists, read_mark
 
     shards = _read_list(broker_url)
     with open_shards(broker_url, is_checked=False) as pairs:
@@ -69,8 +69,10 @@ def accept(
                     f"the broker listed as shard {shard.name!r} has noted that it is shard "
                     f"{mark.name!r}: correct the names in the list"
                 )
+        lists = all_lists(shards, marks)
         for (shard, store), mark in zip(pairs, marks, strict=True):
-            store.read(accept_only(shard, shards) if only else accept_list(shard, shards, mark))
+            note = accept_list(shard, shards, mark, lists)
+            store.read(accept_only(shard, shards, lists) if only else note)
     if as_json:
         print_json({"names": shards.names, "fingerprint": shards.fingerprint})
     else:

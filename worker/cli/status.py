@@ -10,7 +10,13 @@ import typer
 from batchmill.worker.terminal import format_time_ms, print_json, print_table
 
 from .attempt_table import print_history
-from .broker_connection import open_store_of, open_stores, resolve_broker
+from .broker_connection import (
+    missing,
+    open_every_shard,
+    open_job_stores,
+    open_store_of,
+    resolve_broker,
+)
 from .errors import usage_error
 from .options import BrokerUrlOption, IntervalOption, JsonOption
 from .pauses import pause_of_job
@@ -87,17 +93,17 @@ def _show_job(job_id: str, broker_url: str | None, *, as_json: bool) -> None:
 
 
 def _show_store(broker_url: str | None, *, as_json: bool) -> None:
-    with open_stores(broker_url) as stores:
-        status = StoreStatus.read(stores)
-    if as_json:
-        print_json(status.as_json())
-        return
-    for parts in status.tables():
-        print_table(*parts)
-    if not status.workers:
-        print("none; start one with `batchmill worker`, or everything with `batchmill up`")
+    with open_every_shard(broker_url) as shards:
+        status = StoreStatus.read(shards)
+        if as_json:
+            print_json(status.as_json() | missing(shards))
+            return
+        for parts in status.tables():
+            print_table(*parts)
+        if not status.workers:
+            print("none; start one with `batchmill worker`, or everything with `batchmill up`")
 
 
 def _watch_store(broker_url: str | None, interval_s: float, *, as_json: bool) -> None:
-    with open_stores(broker_url) as stores, StatusWatch(as_json=as_json) as watch:
+    with open_job_stores(broker_url) as stores, StatusWatch(as_json=as_json) as watch:
         watch.run(stores, interval_s)

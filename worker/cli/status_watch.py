@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING, Any, Self
 
 from batchmill.worker.terminal import make_table, print_json
 
+from .broker_connection import missing
 from .store_status import StoreStatus
 
 if TYPE_CHECKING:
     from rich.live import Live
 
-    from batchmill.producer.store.job_store import JobStore
+    from batchmill.producer.store.every_shard import EveryShard, JobStores
 
 
 class StatusWatch:
@@ -38,40 +39,39 @@ class StatusWatch:
         if self._live is not None:
             self._live.stop()
 
-    def run(self, stores: Sequence[JobStore], interval_s: float) -> None:
+    def run(self, stores: JobStores, interval_s: float) -> None:
         """Show the status at an interval, until the process is interrupted.
 
-        Once it has been shown, an outage of Redis is reported, and the watch goes on.
+        Once it has been shown, an outage of Redis is reported, and the watch goes on. Of several
+        shards, those that reply are shown, and the others are named each time.
 
         Raises:
             redis.exceptions.RedisError: Redis did not reply the first time.
         """
         from redis.exceptions import RedisError
 
-        self.show(StoreStatus.read(stores))
+        self._look(stores.look())
         while True:
             time.sleep(interval_s)
             try:
-                status = StoreStatus.read(stores)
+                self._look(stores.look())
             except (RedisError, OSError) as error:
                 sys.stderr.write(f"the broker does not reply, trying again: {error}\n")
                 sys.stderr.flush()
-            else:
-                self.show(status)
 
-    def show(self, status: StoreStatus) -> None:
-        """Show a status."""
+    def _look(self, shards: EveryShard) -> None:
+        status = StoreStatus.read(shards)
         if self._as_json:
-            print_json(status.as_json())
+            print_json(status.as_json() | missing(shards))
         elif self._live is not None:
-            self._live.update(_screen(status), refresh=True)
+            self._live.update(_screen(status, shards.describe_missing()), refresh=True)
         else:
-            for line in status.lines():
+            for line in (*status.lines(), *shards.describe_missing()):
                 sys.stdout.write(line + "\n")
             sys.stdout.flush()
 
 
-def _screen(status: StoreStatus) -> Any:
+def _screen(status: StoreStatus, problems: Sequence[str]) -> Any:
     from rich.console import Group
 
-    return Group(*(make_table(*parts) for parts in status.tables()))
+    return Group(*problems, *(make_table(*parts) for parts in status.tables()))

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from batchmill.producer.protocol.pauses import Pause
     from batchmill.producer.protocol.records import WorkerInfo
     from batchmill.producer.protocol.store_counts import QueueDepth, StoreCounts
+    from batchmill.producer.store.every_shard import EveryShard
     from batchmill.producer.store.job_store import JobStore
     from batchmill.producer.store.oldest_job import OldestJob
     from batchmill.worker.metrics.autoscaling import ModelFigures
@@ -38,13 +39,15 @@ class StoreStatus:
     models: Sequence[ModelFigures]
 
     @classmethod
-    def read(cls, stores: Sequence[JobStore]) -> StoreStatus:
-        """Read the status of all shards, or of the one broker.
+    def read(cls, shards: EveryShard) -> StoreStatus:
+        """Read the status of all shards that reply, or of the one broker.
 
         Raises:
-            redis.exceptions.RedisError: Redis did not reply.
+            redis.exceptions.RedisError: no shard replied.
         """
-        parts = list(map(cls._read_one, stores))
+        parts = shards.each(cls._read_one)
+        if not parts:
+            shards.check()
         return parts[0] if len(parts) == 1 else _joined(parts)
 
     @classmethod

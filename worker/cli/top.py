@@ -9,7 +9,7 @@ import typer
 
 from batchmill.worker.terminal import print_json, print_table
 
-from .broker_connection import open_stores, resolve_broker
+from .broker_connection import missing, open_every_shard, open_job_stores, resolve_chosen_broker
 from .options import BrokerUrlOption, JsonOption
 
 _EPILOG = "Examples:\n\n  batchmill top\n\n  batchmill top --once\n\n  batchmill top --once --json"
@@ -41,15 +41,17 @@ def top(
     from .top_screen import show_live
     from .top_view import TopReader
 
-    url = resolve_broker(broker_url)
-    with open_stores(url) as stores, Client(url) as client:
-        reader = TopReader(stores, client)
-        if as_json:
-            print_json(reader.read().as_json())
-        elif once or not sys.stdout.isatty():
-            view = reader.read()
+    with Client(resolve_chosen_broker(broker_url)) as client:
+        reader = TopReader(client)
+        if not (as_json or once) and sys.stdout.isatty():
+            with open_job_stores(broker_url) as stores:
+                show_live(reader, stores, interval_s)
+            return
+        with open_every_shard(broker_url) as shards:
+            view = reader.read(shards)
+            if as_json:
+                print_json(view.as_json() | missing(shards))
+                return
             print(view.headline())
             for parts in view.tables():
                 print_table(*parts)
-        else:
-            show_live(reader, interval_s)

@@ -11,14 +11,17 @@ import time
 import tty
 from collections.abc import Iterator
 from datetime import UTC, datetime
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from batchmill.worker.terminal import make_table
 
 from .top_view import TopReader, TopView
 
+if TYPE_CHECKING:
+    from batchmill.producer.store.every_shard import JobStores
 
-def show_live(reader: TopReader, interval_s: float) -> None:
+
+def show_live(reader: TopReader, stores: JobStores, interval_s: float) -> None:
     """Redraw the terminal at an interval, until q is pressed.
 
     An outage of Redis after the first reading is shown, and the figures before it stay.
@@ -31,14 +34,14 @@ def show_live(reader: TopReader, interval_s: float) -> None:
 
     from batchmill.producer.errors import BrokerUnavailable
 
-    view, problem = reader.read(), ""
+    view, problem = reader.read(stores.look()), ""
     with _keys() as keyboard, Live(screen=True, auto_refresh=False) as live:
         while True:
             live.update(_screen(view, problem), refresh=True)
             if _is_quit(keyboard, interval_s):
                 return
             try:
-                view, problem = reader.read(), ""
+                view, problem = reader.read(stores.look()), ""
             except (RedisError, OSError, BrokerUnavailable) as error:
                 problem = f"the broker does not reply, trying again: {type(error).__name__}"
 
@@ -78,6 +81,6 @@ def _screen(view: TopView, problem: str) -> Any:
     now = f"{datetime.now(UTC):%H:%M:%S} UTC"
     head = Text(f"batchmill  {now}  q quits", style="bold")
     lines = [head, Text(view.headline())]
-    if problem:
-        lines.append(Text(problem, style="bold red"))
+    problems = [problem] if problem else view.problems
+    lines += [Text(each, style="bold red") for each in problems]
     return Group(*lines, *(make_table(*parts) for parts in view.tables()))

@@ -14,9 +14,10 @@ from .store_status import TableParts, kv_use
 if TYPE_CHECKING:
     from batchmill.producer import Client
     from batchmill.producer.protocol.records import WorkerInfo
+    from batchmill.producer.store.every_shard import EveryShard
     from batchmill.producer.store.job_store import JobStore
     from batchmill.worker.metrics.autoscaling import ModelFigures
-    from batchmill.worker.metrics.fleet import Fleet
+    from batchmill.worker.metrics.fleet import Fleet, FleetReader
 
 #: The newest batches, among which those that have not ended are looked for.
 _NEWEST: Final = 100
@@ -32,6 +33,8 @@ class TopView:
     batches: Sequence[BatchProgress]
     #: Unfinished batches that are not shown.
     num_more_batches: int
+    #: What to say of shards that did not reply.
+    problems: Sequence[str]
 
     def headline(self) -> str:
         """Return the totals in one line."""
@@ -83,27 +86,26 @@ class TopReader:
     Every call may raise `redis.exceptions.RedisError` or `BrokerUnavailable`.
     """
 
-    def __init__(self, stores: Sequence[JobStore], client: Client) -> None:
-        """Bind to all shards, or to the one broker."""
-        from batchmill.worker.metrics.fleet import FleetReader
-        from batchmill.worker.metrics.settings import QueueMetricsSettings
-
-        self._stores = stores
+    def __init__(self, client: Client) -> None:
+        """Take a client of the shards that are read, or of the one broker."""
         self._client = client
-        self._fleet = FleetReader(stores, target_s=QueueMetricsSettings().backlog_target_s)
+        self._fleets: dict[JobStore, FleetReader] = {}
         self._batches: dict[str, BatchProgressReader] = {}
 
-    def read(self) -> TopView:
-        """Read everything."""
-        from batchmill.producer.errors import UnknownBatch
-        from batchmill.producer.store.batches import batches, newest_batch_ids
+    def read(self, shards: EveryShard) -> TopView:
+        """Read everything from all shards that reply.
 
-        fleet = self._fleet.read()
-        places: dict[str, JobStore] = {}
-        for store in self._stores:
-            found = store.read(batches(store.read(newest_batch_ids(_NEWEST))))
-            unfinished = [b.id for b in found if b is not None and not b.status.is_terminal]
-            places |= dict.fromkeys(unfinished, store)
+        Raises:
+            redis.exceptions.RedisError: no shard replied.
+        """
+        from batchmill.producer.errors import UnknownBatch
+        from batchmill.worker.metrics.fleet import joined_fleet
+
+        parts = shards.each(self._read_one)
+        if not parts:
+            shards.check()
+        fleet = joined_fleet([part for part, _ in parts])
+        places = {batch_id: store for _, some in parts for batch_id, store in some.items()}
         ids = list(places)
         self._batches = {
             batch_id: self._batches.get(batch_id)
@@ -116,7 +118,20 @@ class TopReader:
                 shown.append(reader.read())
             except UnknownBatch:  # forgotten since
                 continue
-        return TopView(fleet, shown, max(0, len(ids) - _SHOWN))
+        return TopView(fleet, shown, max(0, len(ids) - _SHOWN), shards.describe_missing())
+
+    def _read_one(self, store: JobStore) -> tuple[Fleet, dict[str, JobStore]]:
+        """Return what a shard holds, and its unfinished batches."""
+        from batchmill.producer.store.batches import batches, newest_batch_ids
+        from batchmill.worker.metrics.fleet import FleetReader
+        from batchmill.worker.metrics.settings import QueueMetricsSettings
+
+        if store not in self._fleets:
+            target_s = QueueMetricsSettings().backlog_target_s
+            self._fleets[store] = FleetReader([store], target_s=target_s)
+        found = store.read(batches(store.read(newest_batch_ids(_NEWEST))))
+        unfinished = [b.id for b in found if b is not None and not b.status.is_terminal]
+        return self._fleets[store].read(), dict.fromkeys(unfinished, store)
 
 
 _MODEL_COLUMNS = (

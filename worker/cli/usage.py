@@ -12,7 +12,7 @@ import typer
 
 from batchmill.worker.terminal import print_json, print_table
 
-from .broker_connection import open_every_shard
+from .broker_connection import missing, open_every_shard
 from .errors import usage_error
 from .moments import parse_moment
 from .options import BrokerUrlOption, JsonOption
@@ -75,22 +75,25 @@ def show_usage(
     except ValueError as error:
         raise usage_error(str(error)) from None
     with open_every_shard(broker_url) as shards:
-        parts = shards.each(lambda store: store.read(read))
-    # Sums without a shard are not shown: they would be wrong.
-    found = [each for part in parts for each in part]
-    wanted = {"tenant": tenant, "key": key, "model": model}
-    sums = grouped((each for each in found if _has(each, wanted)), labels)
-    if as_json:
-        period = {"since": first.isoformat(), "until": last.isoformat()}
-        print_json(period | {"data": [each.to_dict() for each in sums]})
-    elif as_csv:
-        writer = csv.writer(sys.stdout, lineterminator="\n")
-        writer.writerow((*labels, *_AMOUNTS))
-        writer.writerows(_row(each, labels) for each in sums)
-    else:
-        rows = [["-" if value == "" else value for value in _row(each, labels)] for each in sums]
-        columns = [name.replace("_", " ") for name in (*labels, *_AMOUNTS)]
-        print_table(f"{first} to {last} (UTC)", columns, rows)
+        found = [each for part in shards.each(lambda store: store.read(read)) for each in part]
+        wanted = {"tenant": tenant, "key": key, "model": model}
+        sums = grouped((each for each in found if _has(each, wanted)), labels)
+        if as_json:
+            period = {"since": first.isoformat(), "until": last.isoformat()}
+            print_json(period | {"data": [each.to_dict() for each in sums]} | missing(shards))
+        elif as_csv:
+            _print_csv(sums, labels)
+        else:
+            without = "".join(f", {each}" for each in shards.describe_missing())
+            rows = [["-" if v == "" else v for v in _row(each, labels)] for each in sums]
+            columns = [name.replace("_", " ") for name in (*labels, *_AMOUNTS)]
+            print_table(f"{first} to {last} (UTC){without}", columns, rows)
+
+
+def _print_csv(sums: Sequence[UsageSum], labels: Sequence[Label]) -> None:
+    writer = csv.writer(sys.stdout, lineterminator="\n")
+    writer.writerow((*labels, *_AMOUNTS))
+    writer.writerows(_row(each, labels) for each in sums)
 
 
 def _labels(text: str) -> list[Label]:

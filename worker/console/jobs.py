@@ -5,12 +5,12 @@ from __future__ import annotations
 from typing import Final
 from urllib.parse import quote, urlencode
 
+from batchmill.producer.client.job_pages import page_of_jobs
 from batchmill.producer.errors import InvalidQuery
 from batchmill.producer.protocol import keys
 from batchmill.producer.protocol.replies import JobState
 from batchmill.producer.store.job_index import JobPage
 
-from .listing import page_of_jobs
 from .visit import ConsoleError, Page, Redirect, Reply, Visit
 
 #: Jobs per page.

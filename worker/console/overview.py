@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 
+from batchmill.producer.client.job_pages import page_of_jobs
 from batchmill.producer.store.job_store import JobStore
 from batchmill.producer.store.load_history import INTERVAL_MS, LoadSample, load_history
 from batchmill.producer.store.tenants import joined_tenant, load_tenant
@@ -16,7 +17,6 @@ from . import formats
 from .charts import Chart, Line, draw, gauges, rates
 from .fleet import Fleet, share
 from .joined_history import joined_history
-from .listing import page_of_jobs
 from .visit import Page, Reply, Visit
 
 #: Periods of the charts, minutes, by their names in the URL.

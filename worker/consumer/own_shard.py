@@ -7,7 +7,7 @@ from redis.exceptions import RedisError
 
 from batchmill.producer.broker_url import find_broker, url_of_shard
 from batchmill.producer.shard_list import read_shard_list
-from batchmill.producer.store.shards import check_shard
+from batchmill.producer.store.shard_places import check_shard
 from batchmill.producer.store.store import Store
 from batchmill.worker.settings import WorkerSettings
 

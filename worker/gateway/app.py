@@ -27,6 +27,7 @@ from .completions import create_chat_completion, create_completion
 from .decisions import create_decision, create_systemone
 from .files import create_file, delete_file, get_content, get_file, list_all_files
 from .intake import run_intakes
+from .key_levels import keep_keys_level
 from .message_batches import (
     cancel_message_batch,
     create_message_batch,
@@ -90,14 +91,14 @@ def build_app(
     @contextlib.asynccontextmanager
     async def lifespan(app: Any) -> AsyncIterator[None]:
         app.state.backend = Backend(settings)
-        reading = asyncio.ensure_future(run_intakes(app.state.backend))
+        running = asyncio.gather(run_intakes(app.state.backend), keep_keys_level(settings))
         async with contextlib.AsyncExitStack() as stack:
             for part in parts:
                 await stack.enter_async_context(part.lifespan(app))
             yield
-        reading.cancel()
+        running.cancel()
         with contextlib.suppress(asyncio.CancelledError):
-            await reading
+            await running
         await app.state.backend.close()
 
     return Starlette(

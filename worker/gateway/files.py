@@ -55,7 +55,7 @@ async def create_file(request: Request) -> Response:
         record = _record(upload, file_id, key, settings.gateway_file_ttl_s)
         await store.read(store_file(record, store.store.key_ring))
     except BaseException:
-        backend.files.delete(file_id)
+        await asyncio.to_thread(backend.files.delete, file_id)
         raise
     return JSONResponse(record.openai())
 

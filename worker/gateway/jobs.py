@@ -12,7 +12,7 @@ from typing import Any, Final, TypeVar
 from starlette.requests import ClientDisconnect, Request
 
 from batchmill.producer import GenerationJob, JobResult
-from batchmill.producer.client.async_checks import check_structures
+from batchmill.producer.client.async_checks import off_loop
 from batchmill.producer.job.validation import parse_job
 from batchmill.producer.protocol import keys
 from batchmill.producer.protocol.calls import jobs as job_calls
@@ -69,21 +69,9 @@ async def check_fields(backend: Backend, key: ApiKey, fields: Mapping[str, Any])
         fields = resolve_model(fields, adapters, await backend.served_models())
     fields = allowed_fields(key, fields, default_class="normal")
     async with backend.turns.of_tenant(key.tenant):
-        await check_structures(None, fields)
-    if _may_have_media(fields):  # decoding and hashing 20 MiB takes a tenth of a second
-        job = await asyncio.to_thread(parse_job, fields)
-    else:
-        job = parse_job(fields)
+        job = await off_loop(parse_job, fields)
     check_allowed(key, job, backend.settings.served_name)
     return job
-
-
-def _may_have_media(fields: Mapping[str, Any]) -> bool:
-    messages = fields.get("messages")
-    return isinstance(messages, list) and any(
-        isinstance(message, dict) and isinstance(message.get("content"), list)
-        for message in messages
-    )
 
 
 def allowed_fields(key: ApiKey, fields: Mapping[str, Any], *, default_class: str) -> dict[str, Any]:

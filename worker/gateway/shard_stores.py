@@ -6,7 +6,6 @@ With one broker there is one store, and its errors are those of the broker.
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -23,15 +22,13 @@ from batchmill.producer.store.async_store import AsyncStore
 from batchmill.producer.store.broker_errors import broker_errors
 from batchmill.producer.store.call_limits import time_limit
 from batchmill.producer.store.replication import NotConfirmed
+from batchmill.producer.store.shard_doubts import ShardDoubts
 from batchmill.producer.store.shard_errors import ShardFailures
 
 Value = TypeVar("Value")
 _log = structlog.get_logger(__name__)
 #: Seconds that a look at several shards waits for each.
 _PART_LIMIT_S: Final = 2.0
-#: Seconds for which a shard that failed is asked last, and given less time.
-_DOUBT_S: Final = 10.0
-_DOUBTED_LIMIT_S: Final = 0.3
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +89,7 @@ class ShardStores:
         self.shards = shards
         self._url = url
         self._default_model = default_model
-        self._failed_at: dict[str, float] = {}
+        self._doubts = ShardDoubts()
 
     async def at(self, shard: Shard) -> ShardStore:
         """Return the store of a shard of the list.
@@ -201,7 +198,7 @@ class ShardStores:
         shards = self.shards.list.shards if key is None else self.shards.list.in_order_of(key)
         has_reply = False
         with broker_errors(self._url):
-            for shard in sorted(shards, key=lambda each: self._is_doubted(each.name)):
+            for shard in sorted(shards, key=lambda each: self._doubts.is_doubted(each.name)):
                 for value in await self._part(shard, work, failures):
                     has_reply = True
                     if value is not None:
@@ -212,10 +209,6 @@ class ShardStores:
 
     def _found(self, store: AsyncStore) -> ShardStore:
         return ShardStore(self.shards.shard_of(store), store, self._url)
-
-    def _is_doubted(self, name: str) -> bool:
-        failed_at = self._failed_at.get(name)
-        return failed_at is not None and time.monotonic() - failed_at < _DOUBT_S
 
     async def _part(self, shard: Shard, work: Work[Value], failures: ShardFailures) -> list[Value]:
         """Return the value of one shard, in a list; an empty one if it failed."""
@@ -230,16 +223,15 @@ class ShardStores:
             yield
             return
         try:
-            with time_limit(_DOUBTED_LIMIT_S if self._is_doubted(name) else _PART_LIMIT_S):
+            with time_limit(self._doubts.limit_s(name, _PART_LIMIT_S)):
                 yield
         except NotConfirmed:
             raise
         except RedisError as error:
-            if name not in self._failed_at:
+            if self._doubts.note(name, has_failed=True):
                 _log.warning("shard_away", shard=name, error=type(error).__name__)
-            self._failed_at[name] = time.monotonic()
             raise
-        if self._failed_at.pop(name, None) is not None:
+        if self._doubts.note(name, has_failed=False):
             _log.info("shard_back", shard=name)
 
 

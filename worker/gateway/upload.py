@@ -129,10 +129,14 @@ async def receive_upload(
         is_whole = True
     finally:
         if not is_whole:
-            handle.close()
-            store.delete(file_id)
+            await asyncio.to_thread(_discard, handle, store, file_id)
     form.upload.sha256 = digest.hexdigest()
     return form.upload
+
+
+def _discard(handle: Any, store: FileStore, file_id: str) -> None:
+    handle.close()
+    store.delete(file_id)
 
 
 async def _write(form: _Form, handle: Any, digest: Any, max_bytes: int) -> None:

@@ -156,8 +156,10 @@ class JobClaimer:
         return True
 
     def close(self) -> None:
-        """Claim nothing more: after the drain, no thread would give the job back."""
-        self._closed = True
+        """Claim nothing more, and give back the jobs whose media are still fetched or decoded."""
+        self._closed = True  # after the drain, no thread would give a job back
+        if waiting := self._media.abandon():
+            self._writer.release(waiting, ReleaseCause.DRAIN)
 
     def drop_parked(self) -> None:
         """Forget the parked tasks at shutdown; they are unacknowledged, so they come again."""

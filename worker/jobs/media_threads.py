@@ -54,7 +54,16 @@ class MediaThreads:
         with self._lock:
             return list(self._jobs)
 
+    def abandon(self) -> list[ActiveJob]:
+        """Pass none of these jobs on any more, and return them: a drain waits for no server."""
+        with self._lock:
+            jobs = list(self._jobs)
+            self._jobs.clear()
+        return jobs
+
     def _prepare(self, job: ActiveJob, document: GenerationJob, take: Take) -> None:
+        if job not in self.jobs():
+            return  # abandoned before a thread was free
         claim = job.claim
         owner = MediaOwner(claim.job_id, claim.fence, job.tenant, claim.media)
         problem: JobRejected | None = None
@@ -75,5 +84,7 @@ class MediaThreads:
             )
         finally:
             with self._lock:  # first: `take` may ask for room
+                is_wanted = job in self._jobs
                 self._jobs.discard(job)
-        take(job, problem)
+        if is_wanted:
+            take(job, problem)

@@ -61,8 +61,7 @@ class FleetReader:
 
     def read(self) -> Fleet:
         """Read everything but the kinds of dead letters."""
-        parts = list(map(self._read_one, self._stores, self._speeds))
-        return parts[0] if len(parts) == 1 else _joined(parts)
+        return joined_fleet(list(map(self._read_one, self._stores, self._speeds)))
 
     def _read_one(self, store: JobStore, speeds: Speeds) -> Fleet:
         workers = store.list_workers()
@@ -112,7 +111,10 @@ class FleetReader:
         return max(found, key=lambda each: (each[0] / each[1] if each[1] else 0.0, each[0]))
 
 
-def _joined(parts: Sequence[Fleet]) -> Fleet:
+def joined_fleet(parts: Sequence[Fleet]) -> Fleet:
+    """Return what brokers hold together."""
+    if len(parts) == 1:
+        return parts[0]
     return Fleet(
         counts=joined_counts([part.counts for part in parts]),
         queues=joined_queues(part.queues for part in parts),

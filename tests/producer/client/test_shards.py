@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
 from datetime import timedelta
 from typing import Any, cast
@@ -230,12 +231,13 @@ def test_a_shard_that_drains_gets_no_new_jobs_and_loses_none(fleet: Fleet) -> No
 
 
 def accept(fleet: Fleet, url: str) -> None:
-    from batchmill.producer.store.shard_mark import accept_list, read_mark
+    from batchmill.producer.store.shard_mark import accept_list, all_lists, read_mark
 
     shards = read_shard_list(url)
+    marks = {shard.name: fleet.stores[shard.name].read(read_mark()) for shard in shards.shards}
+    lists = all_lists(shards, list(marks.values()))
     for shard in shards.shards:
-        store = fleet.stores[shard.name]
-        store.read(accept_list(shard, shards, store.read(read_mark())))
+        fleet.stores[shard.name].read(accept_list(shard, shards, marks[shard.name], lists))
 
 
 def test_programs_with_different_lists_are_told(client: Client, fleet: Fleet) -> None:
@@ -312,8 +314,51 @@ def test_a_key_that_is_in_use_is_found_though_a_shard_is_away(client: Client, fl
     with Client(away, timeout_s=0.5) as partly:
         assert partly.submit(fields).id == first.id
         assert partly.create_batch(["p"], tenant=TENANT["a"]).id.endswith("-a")
-        with pytest.raises(BrokerUnavailable, match="shard 'b'"):  # it may be in use there
-            partly.submit("p", tenant=TENANT["a"], idempotency_key="other")
+        other = partly.submit("p", tenant=TENANT["a"], idempotency_key="other")
+        assert fleet.where(other.id) == ["a"]
+        with pytest.raises(BrokerUnavailable, match="shard 'b'"):  # it belongs there
+            partly.submit("p", tenant=TENANT["b"], idempotency_key="other")
+
+
+def test_a_new_key_needs_the_shards_of_earlier_lists(fleet: Fleet) -> None:
+    """A key that was given before `c` came may be in use where its tenant was then."""
+    two = fleet.listed("a", "b")
+    with Client(two) as client:
+        before = read_shard_list(two).of_work("demo", TENANT["c"]).name
+        first = client.submit("p", tenant=TENANT["c"], idempotency_key="k")
+        client.create_batch(["p"], tenant=TENANT["c"], idempotency_key="k")
+    accept(fleet, fleet.url)
+    urls = fleet.urls | {before: "unix:///nowhere"}
+    away = " ".join(f"{name}={url}" for name, url in urls.items())
+    (stays,) = {"a", "b"} - {before}
+    with Client(away, timeout_s=0.5) as partly:
+        for tenant, is_refused in ((TENANT["c"], True), (TENANT[stays], False)):
+            with contextlib.ExitStack() as stack:
+                if is_refused:
+                    stack.enter_context(pytest.raises(BrokerUnavailable, match=f"'{before}'"))
+                job = partly.submit("p", tenant=tenant, idempotency_key="k")
+                assert fleet.where(job.id) == [stays]
+            with contextlib.ExitStack() as stack:
+                if is_refused:
+                    stack.enter_context(pytest.raises(BrokerUnavailable, match=f"'{before}'"))
+                batch = partly.create_batch(["p"], tenant=tenant, idempotency_key="k")
+                assert shard_name_of(batch.id) == stays
+    assert fleet.where(first.id) == [before]
+
+
+def test_an_error_names_the_jobs_that_the_other_shards_have_taken(
+    client: Client, fleet: Fleet
+) -> None:
+    away = f"a={fleet.urls['a']} b=unix:///nowhere c={fleet.urls['c']}"
+    jobs = [JobFields(prompt="p", tenant=tenant) for tenant in TENANT.values()]
+    with Client(away, timeout_s=0.5) as partly:
+        with pytest.raises(BrokerUnavailable) as caught:
+            partly.submit_many(jobs)
+        with pytest.raises(BrokerUnavailable) as later:
+            next(partly.iter_submit(jobs))
+    assert caught.value.shards == ("b",)
+    assert [fleet.where(job_id) for job_id in caught.value.job_ids] == [["a"], ["c"]]
+    assert [fleet.where(job_id) for job_id in later.value.job_ids] == [["a"], ["c"]]
 
 
 def test_one_url_notes_nothing_and_makes_plain_ids(fleet: Fleet) -> None:

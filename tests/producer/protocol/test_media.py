@@ -19,6 +19,7 @@ from batchmill.producer.protocol.calls.new_job import NO_LIMITS
 from batchmill.producer.protocol.media import MAX_WAIT_FOR_JOB_MS, NewMedia, media_id, media_names
 from batchmill.producer.protocol.payloads import is_reference
 from batchmill.producer.protocol.replies import (
+    JobState,
     MediaStatus,
     PinStatus,
     SubmitStatus,
@@ -225,6 +226,28 @@ def test_a_forged_key_does_not_stop_the_sweep(bench: Any, kind: str) -> None:
     bench.redis.zadd(keys.MEDIA_DUE, {name: 1})
     sweep(bench)
     assert not bench.redis.exists(keys.media(name))
+
+
+@pytest.mark.parametrize("key_of", [keys.media, keys.media_jobs], ids=["medium", "jobs"])
+@pytest.mark.parametrize("is_forgotten", [False, True], ids=["end", "forget"])
+def test_a_forged_key_keeps_no_job_from_its_end(
+    bench: Any, key_of: Any, is_forgotten: bool
+) -> None:
+    name = put(bench)
+    bench.submit("job", media=(ID,))
+    if is_forgotten:
+        end(bench, "job")
+    bench.redis.delete(key_of(name))
+    bench.redis.set(key_of(name), "x")
+    if is_forgotten:
+        bench.store.run(job_calls.forget("job"))
+        assert bench.store.load("job") is None
+    else:
+        end(bench, "job")
+        assert bench.store.load("job").state is JobState.COMPLETED
+    counts = bench.store.sweep(limit=100, reannounce_grace_ms=60_000)
+    assert counts.foreign_keys == (key_of(name),)
+    assert not bench.redis.exists(keys.media(name), keys.media_jobs(name))
 
 
 def test_media_are_sealed_and_large_ones_go_to_the_object_store(

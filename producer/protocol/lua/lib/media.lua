@@ -2,7 +2,7 @@
 -- time at which it is looked up whether it is needed: as long as a job that names it has not ended, and for its time
 -- to live after that. `media_jobs_key` has the jobs that name it: 0 for those that have not ended, else the time of
 -- their end.
--- @include counters, keys, record, sealed, usage
+-- @include counters, foreign_keys, keys, record, sealed, usage
 
 local MEDIA_CHECK_MS = 3600 * 1000
 local MEDIA_JOBS_PER_LOOK = 100
@@ -100,10 +100,22 @@ local function drop_some_media_jobs(name)
   end
 end
 
+-- Do something with each medium of a record. A key of another type, which batchmill did not write, is left to the sweep,
+-- which deletes it: it must not keep a job from ending or from being forgotten.
+local function for_each_usable_media(names, now, action)
+  for_each_media(names, function(name)
+    local is_done, problem = pcall(action, name)
+    if is_done then return end
+    local reason = type(problem) == 'table' and problem.err or tostring(problem)
+    if not string.find(reason, 'WRONGTYPE', 1, true) then error(problem, 0) end
+    redis.call('ZADD', MEDIA_DUE, now, name)
+  end)
+end
+
 -- A job has ended: its media are kept for their time to live from now on.
 -- @rare
 local function release_media(id, job, now)
-  for_each_media(job.media, function(name)
+  for_each_usable_media(job.media, now, function(name)
     local f = redis.call('HMGET', media_key(name), 'holder', 'bytes', 'ttl_ms')
     if not f[2] then return end
     redis.call('ZADD', media_jobs_key(name), 'XX', now, id)
@@ -137,7 +149,7 @@ end
 
 -- A job is forgotten: delete its media, unless another job of the tenant names them.
 local function forget_media(id, job, now)
-  for_each_media(job.media, function(name)
+  for_each_usable_media(job.media, now, function(name)
     redis.call('ZREM', media_jobs_key(name), id)
     if not has_media_jobs(name) then delete_media(name, now) end
   end)
@@ -172,7 +184,11 @@ local function sweep_media(limit, now)
   local names = redis.call('ZRANGEBYSCORE', MEDIA_DUE, '-inf', now, 'LIMIT', 0, limit)
   for _, name in ipairs(names) do
     -- Keys of another type, which batchmill did not write, must not stop the sweep of all others.
-    if not pcall(sweep_one_media, name, now) then delete_media(name, now) end
+    if not pcall(sweep_one_media, name, now) then
+      delete_unless('hash', media_key(name)) -- these are reported
+      delete_unless('zset', media_jobs_key(name))
+      delete_media(name, now)
+    end
   end
   return #names
 end

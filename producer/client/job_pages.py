@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Unpack
 
-from batchmill.producer.client.job_verbs import page_of
 from batchmill.producer.store.every_shard import EveryShard
 from batchmill.producer.store.job_index import JobFilter, JobPage, JobQuery, merged_page
+
+from .job_verbs import page_of
 
 
 def page_of_jobs(

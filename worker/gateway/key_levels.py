@@ -1,0 +1,44 @@
+"""Keeps the API keys of all shards the same while the gateway runs."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Final
+
+import structlog
+from redis.exceptions import RedisError
+
+from batchmill.producer.errors import BatchmillError
+from batchmill.producer.store.api_keys import level_api_keys
+from batchmill.producer.store.every_shard import JobStores
+
+from .settings import GatewaySettings
+
+_log = structlog.get_logger(__name__)
+#: Seconds after which a shard that is back has the keys of the others, at most.
+_INTERVAL_S: Final = 10.0
+#: Seconds that one look waits for each shard.
+_PART_LIMIT_S: Final = 2.0
+
+
+async def keep_keys_level(settings: GatewaySettings) -> None:
+    """Give shards that were away the keys that were made or revoked meanwhile, until cancelled.
+
+    With one broker there is nothing to do.
+    """
+    assert settings.broker_url is not None
+    stores = JobStores.from_url(
+        settings.broker_url, timeout_s=settings.broker_timeout_s, part_limit_s=_PART_LIMIT_S
+    )
+    try:
+        while not stores.look().is_alone:
+            try:
+                num_changed = await asyncio.to_thread(lambda: level_api_keys(stores.look()))
+            except (RedisError, BatchmillError) as error:
+                _log.warning("api_keys_not_levelled", error=type(error).__name__)
+            else:
+                if num_changed:
+                    _log.warning("api_keys_levelled", changes=num_changed)
+            await asyncio.sleep(_INTERVAL_S)
+    finally:
+        stores.close()
