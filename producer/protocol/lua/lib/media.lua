@@ -100,8 +100,8 @@ local function drop_some_media_jobs(name)
   end
 end
 
--- Do something with each medium of a record. A key of another type, which batchmill did not write, is left to the sweep,
--- which deletes it: it must not keep a job from ending or from being forgotten.
+-- Do something with each medium of a record. A key of another type, which batchmill did not write, is left to the
+-- sweep, which deletes it: it must not keep a job from ending or from being forgotten.
 local function for_each_usable_media(names, now, action)
   for_each_media(names, function(name)
     local is_done, problem = pcall(action, name)
