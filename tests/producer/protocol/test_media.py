@@ -246,7 +246,8 @@ def test_a_forged_key_keeps_no_job_from_its_end(
         end(bench, "job")
         assert bench.store.load("job").state is JobState.COMPLETED
     counts = bench.store.sweep(limit=100, reannounce_grace_ms=60_000)
-    assert counts.foreign_keys == (key_of(name),)
+    if not (is_forgotten and key_of is keys.media):  # with its last job, a medium is deleted
+        assert counts.foreign_keys == (key_of(name),)
     assert not bench.redis.exists(keys.media(name), keys.media_jobs(name))
 
 
