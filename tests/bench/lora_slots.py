@@ -72,6 +72,7 @@ def serve(engine: Engine, digests: list[str], num_requests: int) -> dict[str, fl
             order.setdefault(output.request_id, len(order))
         steps_s.append(time.perf_counter() - step_at_s)
     elapsed_s = time.perf_counter() - started_at_s
+    assert PARAMS.max_tokens is not None
     ahead = [place - int(name) for name, place in order.items()]
     return {
         "tokens/s": num_requests * PARAMS.max_tokens / elapsed_s,
