@@ -44,8 +44,7 @@ def main() -> None:
         work = EngineWork([(len(jobs), len(jobs), options.step_ms / 1000)], 0)
         report = StepReport(number, number, EngineLoad(len(jobs), 0, 1), at_s=at_s, work=work)
         metrics.note_report(report)
-        for job in jobs:
-            metrics.note_tokens(job, 1, at_s)
+        metrics.note_tokens([(job, 1) for job in jobs], at_s)
 
     counting_ms = _processor_ms(count_step, _STEPS // options.num_seqs)
     exposition = Exposition([metrics.engine.read, metrics.jobs.read])

@@ -140,8 +140,10 @@ class ActiveJob:
             self.unsaved_since = time.monotonic()
         # The text first: the record writer's thread must not find tokens without their text.
         num_tokens = len(self.token_ids) + len(token_ids)
-        self._text.append(num_tokens, text)
-        self._thoughts.append(num_tokens, thoughts)
+        if text:
+            self._text.append(num_tokens, text)
+        if thoughts:
+            self._thoughts.append(num_tokens, thoughts)
         self.token_ids.extend(token_ids)
 
     def unsaved(self) -> TokenWrite:

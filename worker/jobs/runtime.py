@@ -259,16 +259,8 @@ class WorkerRuntime:
 
     def on_report(self, report: StepReport) -> None:
         """Pass a step's tokens and ends to the jobs and the record writer."""
-        is_due = False
         self.metrics.note_report(report)
-        for request_id, token_ids, text, thoughts in report.new_outputs:
-            job = self.jobs.get(request_id)
-            if job is not None:
-                self.metrics.note_tokens(job, len(token_ids), report.at_s)
-                job.receive(token_ids, text, thoughts)
-                self._throughput.count(len(token_ids))
-                self._breaker.note_tokens(len(token_ids))
-                is_due = is_due or self.writer.is_checkpoint_due(job)
+        is_due = self._receive_outputs(report)
         for request_id, state in report.plan_states.items():
             job = self.jobs.get(request_id)
             if job is not None:
@@ -318,6 +310,24 @@ class WorkerRuntime:
         self.has_start_failed = True
         _log.critical("engine_cannot_start", reason=message)
         self._on_fatal(message)
+
+    def _receive_outputs(self, report: StepReport) -> bool:
+        """Pass new tokens to their jobs; return whether they make a checkpoint due.
+
+        This runs for each token of each job, so what can be counted once per report is.
+        """
+        is_due, received = False, []
+        for request_id, token_ids, text, thoughts in report.new_outputs:
+            job = self.jobs.get(request_id)
+            if job is not None:
+                received.append((job, len(token_ids)))
+                job.receive(token_ids, text, thoughts)
+                is_due = is_due or self.writer.is_checkpoint_due(job)
+        num_tokens = sum(number for _, number in received)
+        self.metrics.note_tokens(received, report.at_s)
+        self._throughput.count(num_tokens)
+        self._breaker.note_tokens(num_tokens)
+        return is_due
 
     def _on_finished(self, finished: Finished) -> None:
         job = self.jobs.get(finished.request_id)

@@ -19,18 +19,20 @@ class UnsavedText:
     def __init__(self) -> None:
         self.position = 0
         # Each with the number of output tokens that make it certain.
-        self._pieces: deque[tuple[int, bytes]] = deque()
+        self._pieces: deque[tuple[int, str]] = deque()
         self._certain = bytearray()
 
     def append(self, num_tokens: int, text: str) -> None:
         """Append a piece that this many output tokens make certain."""
-        if text:
-            self._pieces.append((num_tokens, text.encode()))
+        self._pieces.append((num_tokens, text))
 
     def up_to(self, num_tokens: int) -> bytes:
         """Return the text that so many output tokens make certain, from `position` on."""
-        while self._pieces and self._pieces[0][0] <= num_tokens:
-            self._certain += self._pieces.popleft()[1]
+        pieces = self._pieces
+        certain = []
+        while pieces and pieces[0][0] <= num_tokens:
+            certain.append(pieces.popleft()[1])
+        self._certain += "".join(certain).encode()
         return bytes(self._certain)
 
     def mark_saved(self, num_bytes: int) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 
@@ -76,13 +77,20 @@ class WorkerMetrics:
         meter.tower_runs.add(counts.num_runs - old.num_runs)
         meter.tower_time.add(counts.run_time_s - old.run_time_s)
 
-    def note_tokens(self, job: ActiveJob, num_tokens: int, at_s: float) -> None:
-        """Count new tokens of a job, before the job gets them."""
-        last, job.last_output_at = job.last_output_at, at_s
-        if last is not None and num_tokens:
-            self.engine.note_tokens(num_tokens, at_s - last)
-        elif num_tokens:
-            self.engine.note_first_tokens(num_tokens, max(0.0, at_s - job.claimed_at))
+    def note_tokens(self, received: Iterable[tuple[ActiveJob, int]], at_s: float) -> None:
+        """Count the new tokens of a report: each job, and how many it received."""
+        # Most jobs get as many tokens at the same times.
+        num_equal: Counter[tuple[float, int]] = Counter()
+        for job, num_tokens in received:
+            last, job.last_output_at = job.last_output_at, at_s
+            if not num_tokens:
+                continue
+            if last is None:
+                self.engine.note_first_tokens(num_tokens, max(0.0, at_s - job.claimed_at))
+            else:
+                num_equal[last, num_tokens] += 1
+        for (last, num_tokens), num_jobs in num_equal.items():
+            self.engine.note_tokens(num_tokens, at_s - last, num_jobs)
 
     def note_finished(self, job: ActiveJob, finished: Finished) -> None:
         """Count the end of a job's request."""

@@ -62,15 +62,16 @@ class EngineMeter:
         self.step_time.observe(time_s)
         self.occupancy.observe(num_seqs / self._max_num_seqs)
 
-    def note_tokens(self, num_tokens: int, since_s: float) -> None:
-        """Count tokens that a request got in one step, but for its first ones.
+    def note_tokens(self, num_tokens: int, since_s: float, num_requests: int = 1) -> None:
+        """Count tokens that requests got in one step, but for their first ones.
 
         Args:
-            num_tokens: of the step.
-            since_s: seconds since its tokens before.
+            num_tokens: of the step, of each request.
+            since_s: seconds since its tokens before, of each request.
+            num_requests: that got as many tokens after as long.
         """
-        self.generation_tokens.add(num_tokens)
-        self.inter_token.observe(since_s / num_tokens, num_tokens)
+        self.generation_tokens.add(num_tokens * num_requests)
+        self.inter_token.observe(since_s / num_tokens, num_tokens * num_requests)
 
     def note_first_tokens(self, num_tokens: int, since_s: float) -> None:
         """Count the first tokens of a request.
