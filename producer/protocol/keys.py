@@ -440,11 +440,12 @@ def queue_name(model: str, priority: str) -> str:
             that a queue name cannot have.
     """
     if priority not in PRIORITIES:
-        raise ValueError(f"priority is {priority!r}; it must be one of {', '.join(PRIORITIES)}")
+        known = ", ".join(PRIORITIES)
+        raise ValueError(f"priority is {priority[:40]!r}; it must be one of {known}")
     if not is_model_name(model):
         raise ValueError(
-            f"model is {model!r}; a served name has 1 to 200 letters, digits and any of ._/:@+- "
-            "and starts with a letter or digit"
+            f"model is {model[:200]!r}; a served name has 1 to 200 letters, digits and any of "
+            "._/:@+- and starts with a letter or digit"
         )
     return f"batchmill.{model}.{priority}"
 
@@ -467,5 +468,5 @@ def check_queue(name: str) -> str:
     """
     model, _, priority = name.removeprefix("batchmill.").rpartition(".")
     if not name.startswith("batchmill."):
-        raise ValueError(f"{name!r} is not a queue: give it as `batchmill status` lists it")
+        raise ValueError(f"{name[:200]!r} is not a queue: give it as `batchmill status` lists it")
     return queue_name(model, priority)

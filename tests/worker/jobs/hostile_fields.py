@@ -49,6 +49,7 @@ REFUSED_FIELDS: dict[str, tuple[dict[str, Any], str | None]] = {
         "messages.0.role",
     ),
     "a model with characters that no queue has": ({"model": "a b\n"}, "model"),
+    "a model of 100,000 characters": ({"model": "m" * 100_000}, "model"),
     "a schema nested 100 deep, in the wrong place": ({"metadata": nested(100)}, "metadata.items"),
     "a schema of two MiB": (
         {"response_format": {"type": "json_schema", "json_schema": {"schema": "x" * TWO_MIB}}},
