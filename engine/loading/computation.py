@@ -35,6 +35,7 @@ from batchmill.engine.models.shard import Shard
 from batchmill.engine.models.split_layers import Ranks, SplitDecoder
 from batchmill.engine.models.weights import DecoderWeights, weights_bytes
 from batchmill.kernels.ops.fp8_linear import FP8_VERSION
+from batchmill.kernels.ops.int4_linear import INT4_VERSION
 from batchmill.kernels.ops.int8_linear import INT8_VERSION
 
 from .config_check import brief, check_config_file, check_rope_types
@@ -45,9 +46,11 @@ from .tied_head import untied_if_stored
 from .weight_loading import load_weights
 
 _HOST = torch.device("cpu")
+#: Of a kept weight of 4 bits, with its scale and zero point.
+_KEPT_BITS = 5
 
 #: Part of a quantized model's identity: raised when its arithmetic changes.
-_QUANTIZATION_VERSIONS = {"int8": INT8_VERSION, "fp8": FP8_VERSION}
+_QUANTIZATION_VERSIONS = {"int8": INT8_VERSION, "int4": INT4_VERSION, "fp8": FP8_VERSION}
 
 _log = logging.getLogger(__name__)
 
@@ -85,7 +88,8 @@ def load_computation(
     stored_as = quantization_settings(folder, values)
     scheme = None if stored_as is None else read_scheme(stored_as)
     if scheme is not None:
-        _log.info("the weights are stored in %s, and are unpacked", scheme.name)
+        kept = " unless they have 4 bits" if options.quantization == "int4" else ""
+        _log.info("the weights are stored in %s, and are unpacked%s", scheme.name, kept)
     native_config = _native_config(options.model_impl, values)
     if native_config is not None:
         native_config = untied_if_stored(folder, native_config, scheme)
@@ -157,8 +161,10 @@ def read_weights(
     free_bytes = free_memory_bytes(device)
     if quantization != "fp8":
         fp8_bytes = _fp8_bytes_on_gpu(config, dtype) if device.type == "cuda" else None
-        check_weights_fit(weights_bytes(config, dtype), dtype, device, free_bytes, fp8_bytes)
-        return load_weights(folder, config, dtype, device, scheme=scheme)
+        keeps_groups = quantization == "int4" and scheme is not None
+        needed = weights_bytes(config, dtype, matrix_bits=_KEPT_BITS if keeps_groups else None)
+        check_weights_fit(needed, dtype, device, free_bytes, fp8_bytes)
+        return load_weights(folder, config, dtype, device, scheme=scheme, keeps_groups=keeps_groups)
     check_fp8_model(config)
     check_weights_fit(fp8_loading_bytes(config, dtype), dtype, device, free_bytes)
     check_weights_fit(sum(layer_bytes(config, dtype)), dtype, _HOST, free_memory_bytes(_HOST))

@@ -178,15 +178,15 @@ def _check_quantization(
             "model_impl is 'transformers': set model_impl to 'auto' or 'native', or leave "
             "quantization out"
         )
-    if quantization == "int8":
-        _check_cpp_library()
+    if quantization != "fp8":
+        _check_cpp_library(quantization)
 
 
-def _check_cpp_library() -> None:
+def _check_cpp_library(quantization: str) -> None:
     try:
         default_library()
     except CppBuildError as error:
         raise ConfigError(
-            f"quantization is 'int8', which needs the C++ kernels, but they cannot be loaded: "
-            f"{error}; or leave quantization out"
+            f"quantization is {quantization!r}, which needs the C++ kernels, but they cannot be "
+            f"loaded: {error}; or leave quantization out"
         ) from error

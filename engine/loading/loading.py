@@ -88,7 +88,8 @@ def load_model(
         dtype: Number format of weights, activations and KV cache: bfloat16, float16, float32, or
             "auto", which `EngineConfig.dtype` describes.
         device: "auto" (a GPU if there is one), "cpu", "cuda" or "cuda:<index>".
-        quantization: Format of the weights: "int8" on a CPU, "fp8" on a GPU; None is `dtype`.
+        quantization: Format of the weights: "int8" or "int4" on a CPU, "fp8" on a GPU; None is
+            `dtype`.
         model_impl: "native" (our decoder), "transformers" (its model over our cache) or "auto"
             (native if our decoder knows the model).
         max_model_len: Longest sequence to compute, tokens; a model that was made for less is

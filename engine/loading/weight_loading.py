@@ -8,10 +8,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from batchmill.engine.errors import ModelLoadError
+from batchmill.engine.errors import ModelLoadError, UnsupportedModelError
 from batchmill.engine.models.families import FAMILIES, WeightNames, family_name
 from batchmill.engine.models.model_config import ModelConfig
 from batchmill.engine.models.shard import Shard
+from batchmill.engine.models.stored_groups import StoredGroups
 from batchmill.engine.models.surplus_weights import StoredTensor, check_surplus
 from batchmill.engine.models.weight_files import OnProgress
 from batchmill.engine.models.weights import (
@@ -20,7 +21,9 @@ from batchmill.engine.models.weights import (
     ExpertWeights,
     LayerWeights,
     allocate_weights,
+    allocated,
 )
+from batchmill.kernels.ops.grouped_weight import GroupedWeight
 
 from .quantized.checkpoint import Checkpoint
 from .quantized.scheme import Scheme
@@ -38,6 +41,7 @@ def load_weights(
     layer_device: torch.device | str | None = None,
     scheme: Scheme | None = None,
     shard: Shard | None = None,
+    keeps_groups: bool = False,
 ) -> DecoderWeights:
     """Read the weights in a Hugging Face folder, from one file or several.
 
@@ -53,9 +57,12 @@ def load_weights(
         layer_device: Of the layers; None is `device`.
         scheme: The quantized format that weights are stored in; None if they are dense.
         shard: The part to read; None reads all.
+        keeps_groups: Keep the integers of weights that are stored in groups of 4 bits, if there is
+            a scheme.
 
     Raises:
         ModelLoadError: there are no safetensors, or they do not hold this model's weights.
+        UnsupportedModelError: none of the scheme's weights have integers to keep.
     """
     weights = allocate_weights(config, dtype, device, layer_device=layer_device)
     missing = _places(config, weights)
@@ -64,14 +71,18 @@ def load_weights(
         for name in missing.keys() & {EMBEDDING, HEAD}:
             missing[name] = missing[name][: len(shard.token_ids)]
     checkpoint = Checkpoint(folder, scheme)
+    groups = _stored_groups(checkpoint) if keeps_groups else None
     names = own_names(checkpoint.names, is_tied=config.tie_word_embeddings)
     _check_names(folder, config, checkpoint.names, names, missing)
     surplus = {name for name, own in names.items() if own not in missing}
-    for name, value, path in checkpoint.stream(dtype, on_progress, unwanted=surplus):
+    stream = checkpoint.stream(
+        dtype, on_progress, unwanted=surplus, keeps_groups=groups is not None
+    )
+    for name, value, path in stream:
         if names[name] in missing:
             own = names[name]
-            part = value if cutter is None else cutter.cut(own, value)
-            _fill(missing.pop(own), name, part, path)
+            part = value if cutter is None else cutter.cut(own, allocated(value))
+            _fill(missing.pop(own), name, part, path, groups)
     if missing:
         raise ModelLoadError(
             f"{folder} lacks {len(missing)} weights of a {config.architecture}, among them "
@@ -80,7 +91,19 @@ def load_weights(
     if config.norm_offset:
         for norm in (weights.final_norm, *(n for layer in weights.layers for n in layer.norms)):
             norm += 1
-    return weights
+    return weights if groups is None else groups.put_into(weights)
+
+
+def _stored_groups(checkpoint: Checkpoint) -> StoredGroups | None:
+    """Return where to keep integers; None if the weights are stored dense."""
+    if checkpoint.scheme is None:
+        return None
+    if not checkpoint.has_groups:
+        raise UnsupportedModelError(
+            f"quantization is 'int4', but this model's weights are in {checkpoint.scheme.name} "
+            "without integers of 4 bits in groups: set quantization to 'int8', or leave it out"
+        )
+    return StoredGroups()
 
 
 def _check_names(
@@ -115,13 +138,23 @@ def _check_names(
     check_surplus(surplus, places)
 
 
-def _fill(place: Tensor, name: str, value: Tensor, path: Path) -> None:
-    """Copy a stored tensor to its place."""
+def _fill(
+    place: Tensor,
+    name: str,
+    value: Tensor | GroupedWeight,
+    path: Path,
+    groups: StoredGroups | None,
+) -> None:
+    """Copy a stored tensor to its place, or keep its integers for it."""
     if place.shape != value.shape:
         raise ModelLoadError(
             f"{name} in {path} has shape {list(value.shape)}, but config.json requires "
             f"{list(place.shape)}: use the config.json that came with these weights"
         )
+    if isinstance(value, GroupedWeight):
+        assert groups is not None, "the checkpoint was asked to keep integers"
+        groups.keep(place, value)
+        return
     if not value.is_floating_point() or value.itemsize < 2:
         raise ModelLoadError(
             f"{name} in {path} is {value.dtype}, but neither a scale that belongs to it nor "
@@ -138,7 +171,7 @@ def _places(config: ModelConfig, weights: DecoderWeights) -> dict[str, Tensor]:
         "model.norm.weight": weights.final_norm,
     }
     if config.has_own_head:
-        places[HEAD] = weights.head
+        places[HEAD] = allocated(weights.head)
     if weights.score is not None:
         places[SCORE] = weights.score
     names = FAMILIES[family_name(config.architecture)].names
@@ -158,13 +191,13 @@ def _layer_places(
     yield "input_layernorm.weight", layer.input_norm
     yield "self_attn.q_norm.weight", layer.q_norm
     yield "self_attn.k_norm.weight", layer.k_norm
-    yield "self_attn.o_proj.weight", layer.output
+    yield "self_attn.o_proj.weight", allocated(layer.output)
     yield "self_attn.o_proj.bias", layer.output_bias
     yield f"{names.attention_output_norm}.weight", layer.attention_output_norm
     yield f"{names.post_attention_norm}.weight", layer.post_attention_norm
     yield f"{names.feed_forward_output_norm}.weight", layer.feed_forward_output_norm
     sizes = [q_size, kv_size, kv_size]
-    yield from _parts(names.qkv, "weight", layer.qkv, sizes)
+    yield from _parts(names.qkv, "weight", allocated(layer.qkv), sizes)
     yield from _parts(names.qkv, "bias", layer.qkv_bias, sizes)
     if isinstance(layer.feed_forward, DenseWeights):
         yield from _dense_places(names, layer.feed_forward)
@@ -173,17 +206,18 @@ def _layer_places(
 
 
 def _dense_places(names: WeightNames, weights: DenseWeights) -> Iterator[tuple[str, Tensor | None]]:
-    yield "mlp.down_proj.weight", weights.down
+    yield "mlp.down_proj.weight", allocated(weights.down)
     yield "mlp.down_proj.bias", weights.down_bias
-    sizes = [len(weights.gate_up) // 2] * 2
-    yield from _parts(names.gate_up, "weight", weights.gate_up, sizes)
+    gate_up = allocated(weights.gate_up)
+    sizes = [len(gate_up) // 2] * 2
+    yield from _parts(names.gate_up, "weight", gate_up, sizes)
     yield from _parts(names.gate_up, "bias", weights.gate_up_bias, sizes)
 
 
 def _expert_places(names: WeightNames, weights: ExpertWeights) -> Iterator[tuple[str, Tensor]]:
     yield f"{names.mixture}.gate.weight", weights.router
     for index, (gate_up, down) in enumerate(zip(weights.gate_up, weights.down, strict=True)):
-        parts = (*gate_up.chunk(2), down)
+        parts = (*allocated(gate_up).chunk(2), allocated(down))
         for name, part in zip(names.expert, parts, strict=True):
             yield f"{names.mixture}.experts.{index}.{name}.weight", part
 

@@ -16,9 +16,8 @@ from batchmill.engine.memory.kv_cache import KVCache
 from batchmill.engine.step.step_inputs import StepInputs
 from batchmill.kernels.ops.dispatch import Backend
 from batchmill.kernels.ops.fp8_fused import rms_norm_fp8
-from batchmill.kernels.ops.fp8_linear import make_fp8_linear
-from batchmill.kernels.ops.int8_linear import Int8Linear, make_int8_linear
-from batchmill.kernels.ops.linear import Linear, PackedLinear, make_linear
+from batchmill.kernels.ops.linear import Linear
+from batchmill.kernels.ops.packed_weight import PackedWeight
 from batchmill.kernels.ops.paged_attention import paged_attention
 from batchmill.kernels.ops.rms_norm import add_rms_norm, rms_norm
 from batchmill.kernels.ops.rope_and_cache import rope_and_cache
@@ -35,13 +34,11 @@ from .feed_forward import (
 from .fp8_weights import check_fp8_model
 from .fused_layers import FusedLayers, can_fuse
 from .model_config import AttentionConfig, ModelConfig
+from .quantized_linears import head_linear, layer_linear
 from .rotary import axis_of_pairs, cos_sin, inverse_frequencies
 from .split_layers import SplitDecoder, SplitHead
 from .steered_rows import steer
 from .weights import DecoderWeights
-
-#: Makes the matrix products, by quantization.
-_LINEAR_FACTORIES = {None: make_linear, "int8": make_int8_linear, "fp8": make_fp8_linear}
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +80,8 @@ class DecoderModel:
                 in one C++ call if that is possible.
             backend: Of our kernels, see `batchmill.kernels.ops.dispatch`.
             quantization: "int8" quantizes every matrix except the embedding and a mixture's router,
-                "fp8" only the matrices of the layers; None keeps them in their dtype.
+                "int4" the same, the head to 8 bits, "fp8" only the matrices of the layers; None
+                keeps them in their dtype.
             split: The shard that weights and `config` are of, and the other ranks; None computes
                 the whole model.
 
@@ -108,7 +106,9 @@ class DecoderModel:
         is_fused = can_use_cpp and can_fuse(config, weights, quantization)
         self._fused = FusedLayers(config, weights, quantization) if is_fused else None
         is_plain = linear is None and quantization is None
-        linear = linear or partial(_LINEAR_FACTORIES[quantization], backend=backend)
+        has_stored_groups = weights.has_stored_groups
+        head = linear or head_linear(quantization, backend)
+        linear = linear or layer_linear(quantization, backend, has_stored_groups=has_stored_groups)
         # Fused layers have been taken out of the weights: none is left to build.
         summed = None if split is None else split.summed(linear)
         self._layers = self._build_layers(weights, linear, summed, is_plain=is_plain)
@@ -117,13 +117,10 @@ class DecoderModel:
         self._final_norm = weights.final_norm
         #: The weights of the classification head, [num_labels, hidden]; None if there is none.
         self.score_weight = weights.score
-        if self._is_fp8:
-            # A decode step reads the head once, and rounding shows most in the logits.
-            linear = partial(make_linear, backend=backend)
         self._head: Linear | None = None
         if config.generates:
-            head = linear(weights.head, None)
-            self._head = head if split is None else split.head(head)
+            own = head(weights.head, None)
+            self._head = own if split is None else split.head(own)
 
     def _set_inputs(self, embedding: Tensor, split: SplitDecoder | None) -> None:
         """Keep the embedding and the frequencies of the rotations."""
@@ -225,7 +222,7 @@ class DecoderModel:
     def _compute_logits(self, x: Tensor, logits: Tensor) -> None:
         if self._head is None:  # a model without an output layer: nothing samples from it
             return
-        if isinstance(self._head, PackedLinear | Int8Linear | SplitHead):
+        if isinstance(self._head, PackedWeight | SplitHead):
             self._head(x, out=logits)
         else:
             logits.copy_(self._head(x))

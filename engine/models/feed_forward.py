@@ -16,10 +16,11 @@ from batchmill.kernels.ops.gated_activation import gelu_and_mul, silu_and_mul
 from batchmill.kernels.ops.linear import Linear
 
 from .model_config import Activation, ExpertsConfig, ModelConfig
-from .weights import DenseWeights, ExpertWeights
+from .weights import DenseWeights, ExpertWeights, Matrix
 
-#: Makes a matrix product from a weight [out, in] and a bias.
-LinearFactory = Callable[[Tensor, Tensor | None], Linear]
+#: Makes a matrix product from a `Matrix` [out, in] and a bias. Only factories for "int4" get one
+#: that is not a tensor.
+LinearFactory = Callable[[Any, Tensor | None], Linear]
 #: Takes a norm's output, [num_tokens, hidden], quantized if the weights are fp8; returns it dense.
 FeedForward = Callable[[Any], Tensor]
 _ACTIVATIONS = {"silu": silu_and_mul, "gelu_tanh": gelu_and_mul}
@@ -67,13 +68,13 @@ def build_feed_forward(
     return ExpertMixture(weights.router, networks, config.experts)
 
 
-def can_group(weight: Tensor, backend: Backend) -> bool:
+def can_group(weight: Tensor | list[Matrix], backend: Backend) -> bool:
     """Return whether torch multiplies by all experts in one call that reads nothing on the host.
 
     On GPUs before compute capability 9.0, and in other dtypes than bfloat16, torch loops over the
     experts on the host. `backend="triton"` skips that check, for tests without a GPU.
     """
-    if _grouped_product() is None:
+    if _grouped_product() is None or not isinstance(weight, Tensor):
         return False
     if backend == "triton":
         return True
@@ -171,6 +172,8 @@ class GroupedExperts:
         multiply = _grouped_product()
         assert multiply is not None, "can_group has checked this"
         gate_up, down = self._weights.gate_up, self._weights.down
+        assert isinstance(gate_up, Tensor), "can_group has checked this"
+        assert isinstance(down, Tensor), "it is stored as gate and up are"
         shares, chosen = _route(x, self._weights.router, self._config)
         order = chosen.flatten().argsort(stable=True)  # expert by expert, tokens in order
         experts = torch.arange(len(gate_up), device=x.device)

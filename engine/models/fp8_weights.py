@@ -8,7 +8,7 @@ from batchmill.engine.errors import ConfigError, UnsupportedModelError
 from batchmill.kernels.ops.fp8_linear import FP8_MULTIPLE
 
 from .model_config import ModelConfig
-from .weights import allocate_weights, weights_bytes
+from .weights import allocate_weights, allocated, weights_bytes
 
 #: First compute capability whose tensor cores multiply float8_e4m3fn.
 _CAPABILITY = (8, 9)
@@ -86,7 +86,7 @@ def check_fp8_model(config: ModelConfig) -> None:
 def fp8_weights_bytes(config: ModelConfig, dtype: torch.dtype) -> int:
     """Return the bytes of all weights, with the layers' matrices in fp8 and the rest in `dtype`."""
     layers = allocate_weights(config, dtype, "meta").layers
-    matrices = [matrix for layer in layers for matrix in layer.matrices]
+    matrices = [allocated(matrix) for layer in layers for matrix in layer.matrices]
     # One byte per number, and one float32 scale per column.
     saved = sum(matrix.numel() * (matrix.itemsize - 1) - 4 * len(matrix) for matrix in matrices)
     return weights_bytes(config, dtype) - saved
@@ -95,7 +95,7 @@ def fp8_weights_bytes(config: ModelConfig, dtype: torch.dtype) -> int:
 def layer_bytes(config: ModelConfig, dtype: torch.dtype) -> list[int]:
     """Return the bytes of each layer's matrices in `dtype`, before they are quantized."""
     layers = allocate_weights(config, dtype, "meta").layers
-    return [sum(matrix.nbytes for matrix in layer.matrices) for layer in layers]
+    return [sum(allocated(matrix).nbytes for matrix in layer.matrices) for layer in layers]
 
 
 def fp8_loading_bytes(config: ModelConfig, dtype: torch.dtype) -> int:

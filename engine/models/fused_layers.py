@@ -15,13 +15,12 @@ from batchmill.kernels.ops.decoder_layers import (
     CppDecoder,
     CppDecoderSizes,
     CppLayer,
-    CppLinear,
 )
-from batchmill.kernels.ops.int8_linear import Int8Linear
-from batchmill.kernels.ops.linear import PackedLinear, is_packable
+from batchmill.kernels.ops.linear import is_packable
 
 from .features import put_features
 from .model_config import ModelConfig
+from .quantized_linears import PackedFactory, packed_linear
 from .weights import DecoderWeights, DenseWeights, LayerWeights
 
 
@@ -31,14 +30,15 @@ def can_fuse(config: ModelConfig, weights: DecoderWeights, quantization: str | N
     Args:
         config: Sizes and features.
         weights: The decoder's weights.
-        quantization: "int8", which every CPU multiplies, "fp8", which none does, or None.
+        quantization: "int8" or "int4", which every CPU multiplies, "fp8", which none does, or
+            None.
     """
     dtype = weights.embedding.dtype
     if weights.embedding.device.type != "cpu" or quantization == "fp8" or not cpp_is_usable():
         return False
     if not _is_plain(config, dtype) or not all(map(_is_dense, weights.layers)):
         return False
-    if quantization == "int8":
+    if quantization in ("int8", "int4"):
         return dtype in (torch.float32, torch.bfloat16)
     return all(map(_is_packable, weights.layers))
 
@@ -62,7 +62,8 @@ def _is_dense(layer: LayerWeights) -> bool:
 def _is_packable(layer: LayerWeights) -> bool:
     assert isinstance(layer.feed_forward, DenseWeights), "can_fuse has checked this"
     gate, up = layer.feed_forward.gate_up.chunk(2)
-    return all(map(is_packable, (layer.qkv, layer.output, gate, up, layer.feed_forward.down)))
+    matrices = (layer.qkv, layer.output, gate, up, layer.feed_forward.down)
+    return all(isinstance(each, Tensor) and is_packable(each) for each in matrices)
 
 
 class FusedLayers:
@@ -77,9 +78,9 @@ class FusedLayers:
             config: Sizes and features.
             weights: Weights for which `can_fuse` is true; the layers are taken out one by one, so
                 that only one exists twice.
-            quantization: "int8", or None for weights in their dtype.
+            quantization: "int8", "int4", or None for weights in their dtype.
         """
-        linear = Int8Linear if quantization == "int8" else PackedLinear
+        linear = packed_linear(quantization, has_stored_groups=weights.has_stored_groups)
         self._embedding = weights.embedding
         # As 16-bit integers, because numpy has no bfloat16.
         self._embedding_rows = weights.embedding.view(torch.int16).numpy()
@@ -143,7 +144,7 @@ class FusedLayers:
         )
 
 
-def _pack(layer: LayerWeights, linear: type[CppLinear]) -> CppLayer:
+def _pack(layer: LayerWeights, linear: PackedFactory) -> CppLayer:
     network = layer.feed_forward
     assert isinstance(network, DenseWeights), "can_fuse has checked this"
     gate, up = network.gate_up.chunk(2)

@@ -9,7 +9,12 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from batchmill.kernels.ops.grouped_weight import GroupedWeight
+
 from .model_config import ModelConfig
+
+#: A matrix [out, in]: dense, or as integers of 4 bits that a checkpoint holds.
+Matrix = Tensor | GroupedWeight
 
 
 class _Allocate(Protocol):
@@ -31,13 +36,13 @@ class DenseWeights:
         down_bias: Its bias, or None.
     """
 
-    gate_up: Tensor
+    gate_up: Matrix
     gate_up_bias: Tensor | None
-    down: Tensor
+    down: Matrix
     down_bias: Tensor | None
 
     @property
-    def matrices(self) -> list[Tensor]:
+    def matrices(self) -> list[Matrix]:
         """The matrices that activations are multiplied by, [out, in] each."""
         return [self.gate_up, self.down]
 
@@ -48,16 +53,17 @@ class ExpertWeights:
 
     Attributes:
         router: [num_experts, hidden].
-        gate_up: [num_experts, 2 * intermediate, hidden]: gate, then up.
-        down: [num_experts, hidden, intermediate].
+        gate_up: [num_experts, 2 * intermediate, hidden]: gate, then up; a list if some are stored
+            as integers.
+        down: [num_experts, hidden, intermediate], or a list.
     """
 
     router: Tensor
-    gate_up: Tensor
-    down: Tensor
+    gate_up: Tensor | list[Matrix]
+    down: Tensor | list[Matrix]
 
     @property
-    def matrices(self) -> list[Tensor]:
+    def matrices(self) -> list[Matrix]:
         """The matrices that activations are multiplied by, [out, in] each, without the router."""
         return [*self.gate_up, *self.down]
 
@@ -81,11 +87,11 @@ class LayerWeights:
     """
 
     input_norm: Tensor
-    qkv: Tensor
+    qkv: Matrix
     qkv_bias: Tensor | None
     q_norm: Tensor | None
     k_norm: Tensor | None
-    output: Tensor
+    output: Matrix
     output_bias: Tensor | None
     attention_output_norm: Tensor | None
     post_attention_norm: Tensor
@@ -93,7 +99,7 @@ class LayerWeights:
     feed_forward_output_norm: Tensor | None
 
     @property
-    def matrices(self) -> list[Tensor]:
+    def matrices(self) -> list[Matrix]:
         """The matrices that activations are multiplied by, [out, in] each."""
         return [self.qkv, self.output, *self.feed_forward.matrices]
 
@@ -130,13 +136,15 @@ class DecoderWeights:
         final_norm: [hidden].
         head: [vocab_size, hidden]; the embedding itself if they are tied, or if there is none.
         score: [num_labels, hidden], the classification head; None if there is none.
+        has_stored_groups: Whether matrices that are stored as integers of 4 bits have been kept so.
     """
 
     embedding: Tensor
     layers: list[LayerWeights]
     final_norm: Tensor
-    head: Tensor
+    head: Matrix
     score: Tensor | None = None
+    has_stored_groups: bool = False
 
 
 def _on_device(owner: object, names: Iterable[str], device: torch.device) -> dict[str, Any]:
@@ -183,18 +191,36 @@ def allocate_weights(
     )
 
 
-def weights_bytes(config: ModelConfig, dtype: torch.dtype) -> int:
-    """Return the bytes of all weights of a model."""
+def weights_bytes(
+    config: ModelConfig, dtype: torch.dtype, *, matrix_bits: int | None = None
+) -> int:
+    """Return the bytes of all weights of a model.
+
+    Args:
+        config: Sizes and features.
+        dtype: Number format.
+        matrix_bits: Bits of each number of the layers' matrices; None is `dtype`.
+    """
     weights = allocate_weights(config, dtype, "meta")
-    tensors = [weights.embedding, weights.final_norm]
+    tensors: list[Tensor] = [weights.embedding, weights.final_norm]
     if config.has_own_head:
-        tensors.append(weights.head)
+        tensors.append(allocated(weights.head))
     for layer in weights.layers:
         network = layer.feed_forward
         for owner in (layer, network):
             parts = (getattr(owner, field.name) for field in fields(owner))
             tensors += [part for part in parts if isinstance(part, Tensor)]
-    return sum(tensor.nbytes for tensor in tensors)
+    total = sum(tensor.nbytes for tensor in tensors)
+    if matrix_bits is not None:
+        matrices = [allocated(matrix) for layer in weights.layers for matrix in layer.matrices]
+        total -= sum(each.nbytes - each.numel() * matrix_bits // 8 for each in matrices)
+    return total
+
+
+def allocated(matrix: Matrix) -> Tensor:
+    """Return a matrix that is dense because `allocate_weights` has made it."""
+    assert isinstance(matrix, Tensor), "only a checkpoint's weights are integers"
+    return matrix
 
 
 def _allocate_layer(

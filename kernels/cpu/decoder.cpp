@@ -9,15 +9,22 @@
 #include "ops.h"
 #include "vec.h"
 
+// How a matrix is packed: by bm_linear_pack (0), bm_int8_pack (1) or bm_int4_pack (2), which also
+// needs the last two.
+struct BmFormat {
+  int kind, group, has_zeros;
+};
+
 struct BmLayer {
   const void *input_norm, *qkv, *q_norm, *k_norm, *output, *post_attention_norm, *gate_up, *down;
   const float *qkv_bias, *output_bias, *gate_up_bias, *down_bias;  // null if there is none
   void *k_cache, *v_cache;
+  BmFormat qkv_format, output_format, gate_up_format, down_format;
 };
 
 struct BmDecoder {
   int num_layers, hidden, inner, num_q_heads, num_kv_heads, head_dim, half;
-  int num_blocks, block_size, window, dtype, element_size, int8;
+  int num_blocks, block_size, window, dtype, element_size;
   float eps, scale;
 };
 
@@ -34,8 +41,8 @@ struct BmStep {
   const int32_t *block_tables, *cu_seqlens_q, *seq_lens;
   void *residual, *x;            // [num_tokens, hidden]
   void *qkv, *attended, *gated;  // [num_tokens, as wide as the name says]
-  void* quantized;               // room for the widest of these in bytes; null without int8
-  float* scales;                 // [num_tokens]; null without int8
+  void* quantized;  // room for the widest of these, quantized; null if all matrices are dense
+  float* scales;    // room for their steps; null likewise
   int num_tokens, num_samples, num_seqs, max_blocks, num_threads;
   long table_stride;
   const BmAdapter* adapters;  // [num_adapters]; a step without any does nothing for them
@@ -93,16 +100,42 @@ void keep_rows(void* data, const int64_t* rows, int count, long row_bytes) {
     if (rows[i] != i) std::memcpy(bytes + i * row_bytes, bytes + rows[i] * row_bytes, row_bytes);
 }
 
-// Multiplies dense rows of x by one layer's matrix, in the format of the weights.
-void multiply(const BmDecoder& m, const BmStep& s, void* out, const void* x, const void* packed,
-              const float* bias, int rows, int columns, int k, int gated) {
-  if (m.int8 == 0) {
-    bm_linear(out, x, packed, bias, rows, columns, k, k, columns, gated, 0, m.dtype, s.num_threads);
-    return;
-  }
-  bm_int8_quantize(x, s.quantized, s.scales, rows, k, k, m.dtype, s.num_threads);
-  bm_int8_linear(out, s.quantized, s.scales, packed, bias, rows, columns, k, columns, gated,
-                 m.dtype, s.num_threads);
+long packed_lanes(BmFormat format, int columns, int k, int dtype) {
+  return format.kind == 0   ? bm_linear_packed_lanes(columns, k, dtype)
+         : format.kind == 1 ? bm_int8_packed_lanes(columns, k)
+                            : bm_int4_packed_lanes(columns, k, format.group, format.has_zeros);
+}
+
+// Quantizes dense rows of x for a matrix, unless it is dense.
+void quantize(const BmDecoder& m, const BmStep& s, BmFormat format, const void* x, int rows,
+              int k) {
+  if (format.kind == 1)
+    bm_int8_quantize(x, s.quantized, s.scales, rows, k, k, m.dtype, s.num_threads);
+  if (format.kind == 2)
+    bm_int4_quantize(x, s.quantized, s.scales, rows, k, k, m.dtype, s.num_threads);
+}
+
+// Multiplies rows, of x or as quantize() left them, by a matrix.
+void multiply_quantized(const BmDecoder& m, const BmStep& s, BmFormat format, void* out,
+                        const void* x, const void* packed, const float* bias, int rows, int columns,
+                        int k, long out_stride, int gated, bool float_out) {
+  int out_dtype = float_out ? 0 : m.dtype;
+  if (format.kind == 0)
+    bm_linear(out, x, packed, bias, rows, columns, k, k, out_stride, gated, float_out, m.dtype,
+              s.num_threads);
+  else if (format.kind == 1)
+    bm_int8_linear(out, s.quantized, s.scales, packed, bias, rows, columns, k, out_stride, gated,
+                   out_dtype, s.num_threads);
+  else
+    bm_int4_linear(out, s.quantized, s.scales, packed, bias, rows, columns, k, format.group,
+                   format.has_zeros, out_stride, gated, out_dtype, s.num_threads);
+}
+
+// Multiplies dense rows of x by one layer's matrix.
+void multiply(const BmDecoder& m, const BmStep& s, BmFormat format, void* out, const void* x,
+              const void* packed, const float* bias, int rows, int columns, int k, int gated) {
+  quantize(m, s, format, x, rows, k);
+  multiply_quantized(m, s, format, out, x, packed, bias, rows, columns, k, columns, gated, false);
 }
 
 // What the adapters of a step add to the products of a layer.
@@ -143,21 +176,15 @@ class LayerAdapters {
 void multiply_gated(const BmDecoder& m, const BmLayer& layer, const BmStep& s, int rows,
                     const LayerAdapters& adapters) {
   long panel_columns = round_up(m.inner, bm_linear_panel());
-  long lanes = m.int8 == 0 ? bm_linear_packed_lanes(m.inner, m.hidden, m.dtype)
-                           : bm_int8_packed_lanes(m.inner, m.hidden);
-  if (m.int8 != 0)
-    bm_int8_quantize(s.x, s.quantized, s.scales, rows, m.hidden, m.hidden, m.dtype, s.num_threads);
+  BmFormat format = layer.gate_up_format;
+  long lanes = packed_lanes(format, m.inner, m.hidden, m.dtype);
+  quantize(m, s, format, s.x, rows, m.hidden);
   for (int part = 0; part < 2; part++) {
-    float* out = s.gate_up + part * m.inner;
     const uint32_t* weight = static_cast<const uint32_t*>(layer.gate_up) + part * lanes;
     const float* bias = layer.gate_up_bias;
     if (bias != nullptr) bias += part * panel_columns;
-    if (m.int8 == 0)
-      bm_linear(out, s.x, weight, bias, rows, m.inner, m.hidden, m.hidden, 2L * m.inner, 0, 1,
-                m.dtype, s.num_threads);
-    else
-      bm_int8_linear(out, s.quantized, s.scales, weight, bias, rows, m.inner, m.hidden,
-                     2L * m.inner, 0, 0, s.num_threads);
+    multiply_quantized(m, s, format, s.gate_up + part * m.inner, s.x, weight, bias, rows, m.inner,
+                       m.hidden, 2L * m.inner, 0, true);
   }
   const int widths[] = {m.inner, m.inner};
   adapters.add(kGateUp, s.gate_up, s.x, widths, 2, m.hidden, true);
@@ -168,7 +195,8 @@ int attend(const BmDecoder& m, const BmLayer& layer, const BmStep& s, const Laye
            PhaseClock& clock) {
   int q_width = m.num_q_heads * m.head_dim, width = q_width + 2 * m.num_kv_heads * m.head_dim;
   long num_slots = static_cast<long>(m.num_blocks) * m.block_size;
-  multiply(m, s, s.qkv, s.x, layer.qkv, layer.qkv_bias, s.num_tokens, width, m.hidden, 0);
+  multiply(m, s, layer.qkv_format, s.qkv, s.x, layer.qkv, layer.qkv_bias, s.num_tokens, width,
+           m.hidden, 0);
   const int widths[] = {q_width, (width - q_width) / 2, (width - q_width) / 2};
   adapters.add(kQkv, s.qkv, s.x, widths, 3, m.hidden);
   clock.end(kLinear);
@@ -221,16 +249,19 @@ BM_EXPORT int bm_decoder_layers(const BmDecoder* decoder, const BmLayer* layers,
       keep_rows(s.residual, s.sample_rows, rows, static_cast<long>(m.hidden) * m.element_size);
     }
     clock.end(kRest);
-    multiply(m, s, s.x, s.attended, layer.output, layer.output_bias, rows, m.hidden, q_width, 0);
+    multiply(m, s, layer.output_format, s.x, s.attended, layer.output, layer.output_bias, rows,
+             m.hidden, q_width, 0);
     adapters.add(kOutput, s.x, s.attended, &m.hidden, 1, q_width);
     clock.end(kLinear);
     bm_rms_norm(s.x, s.x, s.residual, layer.post_attention_norm, rows, m.hidden, m.hidden, m.eps,
                 m.dtype, s.num_threads);
     clock.end(kRest);
     if (s.num_adapters == 0)
-      multiply(m, s, s.gated, s.x, layer.gate_up, layer.gate_up_bias, rows, m.inner, m.hidden, 1);
+      multiply(m, s, layer.gate_up_format, s.gated, s.x, layer.gate_up, layer.gate_up_bias, rows,
+               m.inner, m.hidden, 1);
     else multiply_gated(m, layer, s, rows, adapters);
-    multiply(m, s, s.x, s.gated, layer.down, layer.down_bias, rows, m.hidden, m.inner, 0);
+    multiply(m, s, layer.down_format, s.x, s.gated, layer.down, layer.down_bias, rows, m.hidden,
+             m.inner, 0);
     adapters.add(kDown, s.x, s.gated, &m.hidden, 1, m.inner);
     clock.end(kLinear);
   }

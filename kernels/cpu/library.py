@@ -17,7 +17,7 @@ from .isa import best_isa
 _log = logging.getLogger(__name__)
 
 #: bm_abi_version() of the sources that the signatures below describe.
-_ABI_VERSION = 8
+_ABI_VERSION = 9
 
 _P, _I, _L, _F = c_void_p, c_int, c_long, c_float
 #: name: (result, arguments), in the order of the C++ sources.
@@ -36,6 +36,10 @@ _SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
     "bm_int8_quantize": (None, [_P] * 3 + [_I, _I, _L, _I, _I]),
     "bm_int8_linear": (None, [_P] * 5 + [_I] * 3 + [_L] + [_I] * 3),
     "bm_add_lora": (None, [_P] * 3 + [_I, _P, _I, _I, _L] + [_I] * 3),
+    "bm_int4_packed_lanes": (_L, [_I] * 4),
+    "bm_int4_pack": (None, [_P] * 4 + [_I] * 4),
+    "bm_int4_quantize": (None, [_P] * 3 + [_I, _I, _L, _I, _I]),
+    "bm_int4_linear": (None, [_P] * 5 + [_I] * 5 + [_L] + [_I] * 3),
     "bm_decoder_layers": (_I, [_P, _P, _P]),
     "bm_sample": (None, [_P] * 8 + [_I, _I, _L, _I]),
     "bm_rope_and_cache": (_I, [_P] * 8 + [_F] + [_I] * 5 + [_L, _L, _I, _I]),

@@ -28,9 +28,6 @@ constexpr int kHeaderRows = 2;     // of kPanel lanes before a panel's weights: 
 constexpr uint32_t kNotFinite = 0x7f800000;  // the bits of a float from here on are inf or NaN
 constexpr float kLeastMax = 1e-30f;  // up to it a row counts as zeros: 127 / max must be finite
 
-typedef int8_t vb __attribute__((vector_size(BM_VEC_BYTES / 4)));
-typedef int8_t vb_any __attribute__((vector_size(BM_VEC_BYTES / 4), aligned(1), may_alias));
-
 // sum += a0 b0 + a1 b1 + a2 b2 + a3 b3 in each lane: four unsigned bytes of a, four signed of b.
 struct Int8Quad {
   typedef vi Sum;
@@ -71,21 +68,6 @@ struct Int8Quad {
 #endif
   }
 };
-
-// Rounds to the nearest integer, ties to even.
-inline vi round_to_int(vf v) {
-#if defined(__AVX512F__)
-  return reinterpret_cast<vi>(_mm512_cvtps_epi32(reinterpret_cast<__m512>(v)));
-#elif defined(__AVX2__)
-  return reinterpret_cast<vi>(_mm256_cvtps_epi32(reinterpret_cast<__m256>(v)));
-#elif defined(__SSE2__)
-  return reinterpret_cast<vi>(_mm_cvtps_epi32(reinterpret_cast<__m128>(v)));
-#else
-  vi result;
-  for (int i = 0; i < kLanes; i++) result[i] = static_cast<int32_t>(__builtin_rintf(v[i]));
-  return result;
-#endif
-}
 
 // Returns the length of a block: the largest power of two up to 64 that divides k.
 inline int block_length(int k) {

@@ -86,6 +86,26 @@ BM_EXPORT void bm_add_lora(void* out, const void* x, const BmLoraRows* groups, i
 BM_EXPORT void bm_float_silu_and_mul(void* out, const float* gate_up, int num_rows, int width,
                                      int dtype, int num_threads);
 
+// Returns the lanes of 4 bytes that a weight of 4 bits takes. group is a multiple of 32 and divides
+// k, or is 32.
+BM_EXPORT long bm_int4_packed_lanes(int num_columns, int k, int group, int has_zeros);
+
+// q is [num_columns, k], one weight from 0 to 15 per byte; scales and zeros are [num_columns,
+// groups]; zeros may be null: all are 8.
+BM_EXPORT void bm_int4_pack(const void* q, const float* scales, const float* zeros, void* packed,
+                            int num_columns, int k, int group, int num_threads);
+
+// Quantizes x [num_rows, k] to bytes [num_rows, k rounded up to 32], and to the step and the sum of
+// each block of 32 [num_rows, number of blocks, 2].
+BM_EXPORT void bm_int4_quantize(const void* x, void* out, float* blocks, int num_rows, int k,
+                                long x_stride, int dtype, int num_threads);
+
+// As bm_linear, on the results of bm_int4_quantize.
+BM_EXPORT void bm_int4_linear(void* out, const void* x, const float* blocks, const void* packed,
+                              const float* bias, int num_rows, int num_columns, int k, int group,
+                              int has_zeros, long out_stride, int gated, int out_dtype,
+                              int num_threads);
+
 // Logits are float, -inf forbids a token; out is [num_rows].
 BM_EXPORT void bm_sample(int64_t* out, const float* logits, const float* temperature,
                          const int64_t* top_k, const float* top_p, const float* min_p_gaps,

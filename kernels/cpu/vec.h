@@ -34,6 +34,8 @@ typedef uint32_t vu __attribute__((vector_size(BM_VEC_BYTES)));
 typedef uint16_t vh __attribute__((vector_size(BM_VEC_BYTES / 2)));
 typedef float vf_any __attribute__((vector_size(BM_VEC_BYTES), aligned(4), may_alias));
 typedef uint16_t vh_any __attribute__((vector_size(BM_VEC_BYTES / 2), aligned(2), may_alias));
+typedef int8_t vb __attribute__((vector_size(BM_VEC_BYTES / 4)));
+typedef int8_t vb_any __attribute__((vector_size(BM_VEC_BYTES / 4), aligned(1), may_alias));
 
 constexpr int kLanes = BM_VEC_BYTES / 4;
 
@@ -249,6 +251,21 @@ inline bool any(vi mask) {
   int32_t found = 0;
   for (int i = 0; i < kLanes; i++) found |= mask[i];
   return found != 0;
+#endif
+}
+
+// Rounds to the nearest integer, ties to even.
+inline vi round_to_int(vf v) {
+#if defined(__AVX512F__)
+  return reinterpret_cast<vi>(_mm512_cvtps_epi32(reinterpret_cast<__m512>(v)));
+#elif defined(__AVX2__)
+  return reinterpret_cast<vi>(_mm256_cvtps_epi32(reinterpret_cast<__m256>(v)));
+#elif defined(__SSE2__)
+  return reinterpret_cast<vi>(_mm_cvtps_epi32(reinterpret_cast<__m128>(v)));
+#else
+  vi result;
+  for (int i = 0; i < kLanes; i++) result[i] = static_cast<int32_t>(__builtin_rintf(v[i]));
+  return result;
 #endif
 }
 

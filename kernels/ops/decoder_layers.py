@@ -12,12 +12,13 @@ from torch import Tensor
 
 from batchmill.kernels.cpu.library import default_library
 
-from .int8_linear import Int8Linear, int8_buffers
+from .int4_linear import Int4Linear, int4_buffers
+from .int8_linear import Int8Linear
 from .linear import PackedLinear
 from .lora import LoraWeights
 
-#: A weight in the C++ kernels' layout: in the activations' dtype, or in 8-bit integers.
-CppLinear = PackedLinear | Int8Linear
+#: A weight in the C++ kernels' layout: in the activations' dtype, or in integers.
+CppLinear = PackedLinear | Int8Linear | Int4Linear
 _DTYPES = {torch.float32: 0, torch.bfloat16: 1}
 #: Those of a layer that an adapter may change: qkv, output, gate_up and down.
 _NUM_MATRICES = 4
@@ -25,10 +26,7 @@ _NUM_MATRICES = 4
 
 @dataclass(frozen=True, slots=True)
 class CppLayer:
-    """One layer's weights; `gate_up` is gated, the norms are [hidden] or [head_dim].
-
-    All matrices of all layers must be of one kind.
-    """
+    """One layer's weights; `gate_up` is gated, the norms are [hidden] or [head_dim]."""
 
     input_norm: Tensor
     qkv: CppLinear
@@ -61,16 +59,25 @@ class CppDecoderSizes:
     eps: float
 
 
+class _Format(Structure):
+    """`BmFormat` of cpu/decoder.cpp."""
+
+    _fields_ = [("kind", c_int), ("group", c_int), ("has_zeros", c_int)]
+
+
 class _Layer(Structure):
     """`BmLayer` of cpu/decoder.cpp."""
 
     _fields_ = [
-        (name, c_void_p)
-        for name in (
-            *("input_norm", "qkv", "q_norm", "k_norm", "output", "post_attention_norm"),
-            *("gate_up", "down", "qkv_bias", "output_bias", "gate_up_bias", "down_bias"),
-            *("k_cache", "v_cache"),
-        )
+        *(
+            (name, c_void_p)
+            for name in (
+                *("input_norm", "qkv", "q_norm", "k_norm", "output", "post_attention_norm"),
+                *("gate_up", "down", "qkv_bias", "output_bias", "gate_up_bias", "down_bias"),
+                *("k_cache", "v_cache"),
+            )
+        ),
+        *((f"{name}_format", _Format) for name in ("qkv", "output", "gate_up", "down")),
     ]
 
 
@@ -83,7 +90,6 @@ class _Decoder(Structure):
             for name in (
                 *("num_layers", "hidden", "inner", "num_q_heads", "num_kv_heads", "head_dim"),
                 *("half", "num_blocks", "block_size", "window", "dtype", "element_size"),
-                "int8",
             )
         ),
         ("eps", c_float),
@@ -143,7 +149,7 @@ class CppDecoder:
 
     Attributes:
         phase_s: For profiles, [3] float64: each run adds the seconds spent in matrix products
-            (with int8 weights quantizing included), in attention, and in norms, rotation and cache
+            (quantizing included), in attention, and in norms, rotation and cache
             writes. None disables the measurement.
     """
 
@@ -164,8 +170,7 @@ class CppDecoder:
             library: The kernels to use; None loads those for this CPU.
 
         Raises:
-            ValueError: layers and caches do not match, or some matrices are int8 and others are
-                not.
+            ValueError: layers and caches do not match.
         """
         self._library = library or default_library()
         self.phase_s: Tensor | None = None
@@ -175,7 +180,8 @@ class CppDecoder:
         self._dtype, self._half = k_cache.dtype, sizes.rotary_dim // 2
         self._hidden, self._inner = layers[0].input_norm.shape[0], layers[0].down.in_features
         self._qkv_width, self._q_width = layers[0].qkv.out_features, layers[0].output.in_features
-        self._int8 = _are_int8(layers)
+        linears = [each for layer in layers for each in _linears(layer)]
+        self._quantizes = not all(isinstance(each, PackedLinear) for each in linears)
         self._table = (_Layer * len(layers))(*map(_layer_row, layers, kv_layers))
         self._decoder = _Decoder(
             num_layers=len(layers),
@@ -190,7 +196,6 @@ class CppDecoder:
             window=sizes.window or 0,
             dtype=_DTYPES[self._dtype],
             element_size=k_cache.element_size(),
-            int8=self._int8,
             eps=sizes.eps,
             scale=sizes.head_dim**-0.5,
         )
@@ -237,7 +242,8 @@ class CppDecoder:
         _check_sequences(block_tables, cu_seqlens_q, seq_lens)
         widths = (self._hidden, self._qkv_width, self._q_width, self._inner)
         x, *others = (torch.empty(num_tokens, width, dtype=self._dtype) for width in widths)
-        buffers = int8_buffers(num_tokens, max(widths)) if self._int8 else (None, None)
+        # Blocks of 4-bit products have a step each, and so need more room than rows of 8-bit ones.
+        buffers = int4_buffers(num_tokens, max(widths)) if self._quantizes else (None, None)
         table = (_Adapter * len(adapters))(*(self._adapter_row(each) for each in adapters))
         gate_up = torch.empty(num_tokens, 2 * self._inner) if adapters else None
         pointers = (
@@ -298,7 +304,7 @@ _INVALID = {
 
 
 def _layer_row(layer: CppLayer, caches: tuple[Tensor, Tensor]) -> _Layer:
-    linears = (layer.qkv, layer.output, layer.gate_up, layer.down)
+    linears = _linears(layer)
     qkv, output, gate_up, down = (linear.packed.data_ptr() for linear in linears)
     return _Layer(
         layer.input_norm.data_ptr(),
@@ -311,18 +317,12 @@ def _layer_row(layer: CppLayer, caches: tuple[Tensor, Tensor]) -> _Layer:
         down,
         *(_address(linear.bias) for linear in linears),
         *(cache.data_ptr() for cache in caches),
+        *(_Format(*linear.cpp_format) for linear in linears),
     )
 
 
-def _are_int8(layers: Sequence[CppLayer]) -> bool:
-    kinds = {
-        type(linear)
-        for layer in layers
-        for linear in (layer.qkv, layer.output, layer.gate_up, layer.down)
-    }
-    if len(kinds) > 1:
-        raise ValueError("some matrices are int8 and others are not: make all of them int8 or none")
-    return kinds == {Int8Linear}
+def _linears(layer: CppLayer) -> tuple[CppLinear, CppLinear, CppLinear, CppLinear]:
+    return layer.qkv, layer.output, layer.gate_up, layer.down
 
 
 def _address(tensor: Tensor | None) -> int | None:

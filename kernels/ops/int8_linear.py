@@ -131,17 +131,23 @@ class Int8Reference:
         return (product if self.bias is None else product + self.bias).to(x.dtype)
 
 
-class Int8Linear(PackedWeight):
+class Int8Linear(PackedWeight[Tensor]):
     """A weight that is quantized when it is packed, with one step per column.
 
     Takes float32, bfloat16 and float16 weights on the CPU. Raises ValueError for others, and if
     there are too many input features for sums of 32 bits. Rows of x that are not finite yield NaN.
     """
 
+    @property
+    def cpp_format(self) -> tuple[int, int, int]:
+        """See `PackedWeight`."""
+        return 1, 0, 0
+
     def _check(self, part: Tensor) -> None:
         _check_weight(part)
 
     def _pack(self, weight: Tensor) -> Tensor:
+        weight = weight.contiguous()
         size = tuple(weight.shape)
         packed = torch.empty(self._library.bm_int8_packed_lanes(*size), dtype=torch.int32)
         self._library.bm_int8_pack(

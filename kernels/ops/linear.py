@@ -92,14 +92,20 @@ def is_packable(weight: Tensor, library: ctypes.CDLL | None = None) -> bool:
     return bool(library.bm_linear_packed_lanes(weight.shape[0], weight.shape[1], dtype))
 
 
-class PackedLinear(PackedWeight):
+class PackedLinear(PackedWeight[Tensor]):
     """A weight multiplied in its own dtype; raises ValueError if `is_packable` is False."""
+
+    @property
+    def cpp_format(self) -> tuple[int, int, int]:
+        """See `PackedWeight`."""
+        return 0, 0, 0
 
     def _check(self, part: Tensor) -> None:
         if not is_packable(part, self._library):
             raise ValueError(f"{part.dtype} {list(part.shape)} cannot be packed: see is_packable")
 
     def _pack(self, weight: Tensor) -> Tensor:
+        weight = weight.contiguous()
         size, dtype = tuple(weight.shape), _DTYPES[weight.dtype]
         packed = torch.empty(self._library.bm_linear_packed_lanes(*size, dtype), dtype=torch.int32)
         self._library.bm_linear_pack(

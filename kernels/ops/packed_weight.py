@@ -6,14 +6,20 @@ import ctypes
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from copy import copy
+from typing import Generic, Self, TypeVar
 
 import torch
 from torch import Tensor
 
 from batchmill.kernels.cpu.library import default_library
 
+from .grouped_weight import GroupedWeight
 
-class PackedWeight(ABC):
+#: What a weight is packed from.
+Part = TypeVar("Part", Tensor, GroupedWeight)
+
+
+class PackedWeight(ABC, Generic[Part]):
     """Owns a weight in the C++ kernels' layout: panels of columns, each one stream along k.
 
     With two parts, gate and up, the product is gated: silu(x G^T + g) * (x U^T + u).
@@ -27,7 +33,7 @@ class PackedWeight(ABC):
 
     def __init__(
         self,
-        parts: Sequence[Tensor],
+        parts: Sequence[Part],
         biases: Sequence[Tensor | None],
         library: ctypes.CDLL | None = None,
     ) -> None:
@@ -49,7 +55,7 @@ class PackedWeight(ABC):
         self.out_features, self.in_features = parts[0].shape
         self._dtype = parts[0].dtype
         self._gated = len(parts) == 2
-        self.packed = torch.cat([self._pack(part.contiguous()) for part in parts])
+        self.packed = torch.cat([self._pack(part) for part in parts])
         self.bias = packed_biases(biases, self.out_features, self._library.bm_linear_panel())
 
     def __call__(self, x: Tensor, *, out: Tensor | None = None) -> Tensor:
@@ -84,7 +90,7 @@ class PackedWeight(ABC):
 
         return multiply
 
-    def _part(self, index: int) -> PackedWeight:
+    def _part(self, index: int) -> Self:
         """Return gate (0) or up (1) of a gated weight as a weight of its own."""
         part = copy(self)
         part._gated = False
@@ -93,23 +99,28 @@ class PackedWeight(ABC):
         return part
 
     @property
+    @abstractmethod
+    def cpp_format(self) -> tuple[int, int, int]:
+        """The numbers of `BmFormat` in cpu/decoder.cpp: kind, group size, has zero points."""
+
+    @property
     def _bias_address(self) -> int | None:
         return None if self.bias is None else self.bias.data_ptr()
 
     @abstractmethod
-    def _check(self, part: Tensor) -> None:
+    def _check(self, part: Part) -> None:
         """Raise ValueError for a weight that these kernels do not multiply."""
 
     @abstractmethod
-    def _pack(self, weight: Tensor) -> Tensor:
-        """Return a contiguous weight in the kernels' layout, [num_lanes] int32."""
+    def _pack(self, weight: Part) -> Tensor:
+        """Return a weight in the kernels' layout, [num_lanes] int32."""
 
     @abstractmethod
     def _multiply(self, x: Tensor, out: Tensor) -> None:
         """Write the product into `out`; x and out have been checked."""
 
 
-def check_parts(parts: Sequence[Tensor]) -> None:
+def check_parts(parts: Sequence[Tensor] | Sequence[GroupedWeight]) -> None:
     """Refuse weights that cannot be packed together.
 
     Raises:

@@ -20,7 +20,12 @@ from batchmill.engine.models.model_config import (
     ModelConfig,
     RopeConfig,
 )
-from batchmill.engine.models.weights import DecoderWeights, DenseWeights, allocate_weights
+from batchmill.engine.models.weights import (
+    DecoderWeights,
+    DenseWeights,
+    allocate_weights,
+    allocated,
+)
 from batchmill.engine.text.tokenizer import Tokenizer
 from batchmill.kernels.ops.dispatch import Backend
 
@@ -131,7 +136,7 @@ def random_weights(config: ModelConfig, dtype: torch.dtype, device: torch.device
 
     weights = allocate_weights(config, dtype, device)
     generator = torch.Generator(device).manual_seed(0)
-    for matrix in (weights.embedding, weights.head):
+    for matrix in (weights.embedding, allocated(weights.head)):
         fill_random(matrix)
     weights.final_norm.fill_(1)
     for layer in weights.layers:
@@ -139,8 +144,8 @@ def random_weights(config: ModelConfig, dtype: torch.dtype, device: torch.device
         for norm in layer.norms:
             norm.fill_(1)
         network = layer.feed_forward
-        for matrix in (layer.qkv, layer.output, network.gate_up, network.down):
-            fill_random(matrix)
+        for each in (layer.qkv, layer.output, network.gate_up, network.down):
+            fill_random(allocated(each))
     return weights
 
 

@@ -80,16 +80,27 @@ GGUF file, are read as they are stored and quantized layer by layer, so memory p
 quantization and then shrinks. Its cost in quality was [measured](BENCHMARKS.md).
 [Decision 0011](decisions/0011-int8-weights.md) has the reasons.
 
-`BATCHMILL_QUANTIZATION=fp8` does the same on GPUs of compute capability 8.9 and later, in bfloat16,
-for native models that are not mixtures of experts and whose matrices have sizes in multiples of 16.
-The output head stays in the dtype as well. Layers are read into the host's memory and quantized on
-the GPU one by one. [Decision 0014](decisions/0014-fp8-weights.md) has the reasons.
+`BATCHMILL_QUANTIZATION=int4` multiplies weights of 4 bits by activations of 8 bits on a CPU, also
+for native models only. It is meant for checkpoints in compressed-tensors (`pack-quantized`), GPTQ,
+AWQ or AutoRound with 4 bits and groups of 32 inputs or a multiple of 32: their integers are kept as
+they are stored, and the model takes a fifth of its memory in float32. Matrices that such a
+checkpoint holds in another way (dense, with other bits, with `desc_act`) and the output head get 8
+bits. A checkpoint in another format is refused by name. Dense weights are quantized in groups of 32
+to 16 evenly spaced values; weights of a GGUF file in Q4_1 lie on such values already. For other
+weights this costs much [quality](BENCHMARKS.md#int4-weights-cpu-2026-12-01): prefer a checkpoint
+that was calibrated. [Decision 0045](decisions/0045-int4-weights.md) has the reasons.
+
+`BATCHMILL_QUANTIZATION=fp8` does what int8 does on GPUs of compute capability 8.9 and later, in
+bfloat16, for native models that are not mixtures of experts and whose matrices have sizes in
+multiples of 16. The output head stays in the dtype as well. Layers are read into the host's memory
+and quantized on the GPU one by one. [Decision 0014](decisions/0014-fp8-weights.md) has the reasons.
 
 ## Quantized checkpoints
 
 Weights that are stored in these formats are read one by one, unpacked in float32 and rounded once
 to the dtype; then they are computed as others are, and `BATCHMILL_QUANTIZATION` may quantize them
-again. So they need the memory of dense weights, and that of one weight more while they are read.
+again; `int4` keeps integers of 4 bits packed. Otherwise they need the memory of dense weights, and
+that of one weight more while they are read.
 Settings may differ between layers, and layers may be dense (`ignore`, `modules_to_not_convert`).
 Activations and the KV cache stay in the dtype: scales for them are ignored. The settings are part
 of a model's identity, so a job resumes only with the same ones. Only the native decoder's models
@@ -176,7 +187,8 @@ A model that would be computed wrongly is refused when it is loaded, by name and
 - a split GGUF file of which a part is missing (name any part, and all are loaded), or a GGUF file
   with more weights than its model or with position scaling that is not linear, yarn, Llama 3's or
   Phi 3's, which are taken over;
-- int8 on a GPU, with transformers, or without the C++ kernels;
+- int8 and int4 on a GPU, with transformers, or without the C++ kernels;
+- int4 for a stored format without integers of 4 bits;
 - fp8 on a CPU or an older GPU, with transformers, in a dtype other than bfloat16, for a mixture of
   experts, or with a matrix whose size is not a multiple of 16;
 - encoder-decoders, bidirectional attention outside of the encoders above, state-space and other

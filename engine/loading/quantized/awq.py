@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from .bits import unpack_nibbles
-from .dense import Tiles, dense_weight
+from .dense import Tiles
+from .integers import StoredIntegers
 from .module import Layout, StoredModule
 from .scheme import Settings, choose, group_size
 
@@ -47,10 +48,14 @@ class Awq:
 
     def layout(self, module: str, stored: Collection[str]) -> Layout | None:
         """Return how a weight is stored; see `Scheme`."""
-        return Layout(self._unpack, self._needed)
+        return Layout(
+            lambda module, dtype: self._read(module).dense(dtype),
+            self._needed,
+            keep=lambda module, dtype: self._read(module).grouped(dtype),
+        )
 
-    def _unpack(self, module: StoredModule, dtype: torch.dtype) -> Tensor:
-        """Unpack a weight [in, out] to [out, in]."""
+    def _read(self, module: StoredModule) -> StoredIntegers:
+        """Read a weight that is stored as [in, out]."""
         packed = module.take(_WEIGHT, (torch.int32,), None, None)
         num_inputs, num_outputs = len(packed), packed.shape[1] * _PER_WORD
         size = self._group_size or num_inputs
@@ -71,10 +76,16 @@ class Awq:
 
         def rows_of(rows: slice) -> Tensor:
             words = slice(rows.start // _PER_WORD, -(-rows.stop // _PER_WORD))
-            values = _outputs(packed[:, words]).float()
-            return (values - tiles.spread(zeros, rows)) * tiles.spread(scales, rows)
+            return _outputs(packed[:, words])
 
-        return dense_weight((num_outputs, num_inputs), dtype, rows_of)
+        return StoredIntegers(
+            shape=(num_outputs, num_inputs),
+            bits=_BITS,
+            rows_of=rows_of,
+            tiles=tiles,
+            scales=scales,
+            zeros=zeros,
+        )
 
 
 def _outputs(words: Tensor) -> Tensor:

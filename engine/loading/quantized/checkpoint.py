@@ -15,6 +15,7 @@ from batchmill.engine.models.weight_files import (
     stream_tensors,
     weight_files,
 )
+from batchmill.kernels.ops.grouped_weight import GroupedWeight
 
 from .module import Layout, StoredModule
 from .scheme import Scheme
@@ -70,7 +71,8 @@ class Checkpoint:
         on_progress: OnProgress | None = None,
         *,
         unwanted: Collection[str] = (),
-    ) -> Iterator[tuple[str, Tensor, Path]]:
+        keeps_groups: bool = False,
+    ) -> Iterator[tuple[str, Tensor | GroupedWeight, Path]]:
         """Yield each weight with its name and file; it is valid until the next is requested.
 
         The tensors of a packed weight lie side by side in a file's sorted names, so that those of
@@ -80,6 +82,7 @@ class Checkpoint:
             dtype: Of the weights that are unpacked; others are yielded as they are stored.
             on_progress: Called after every stored tensor; None logs the progress.
             unwanted: Weights that need not be unpacked.
+            keeps_groups: Yield the integers of weights of 4 bits in groups, and do not unpack them.
 
         Raises:
             ModelLoadError: a file cannot be read, or a packed weight is damaged.
@@ -97,8 +100,23 @@ class Checkpoint:
             parts = waiting.setdefault(weight, {})
             parts[ending] = value.clone()
             if len(parts) == len(self._packed[weight].paths):
-                dense = self._unpack(self._packed[weight], waiting.pop(weight), dtype)
-                yield weight, dense, self.names[weight]
+                read = self._keep if keeps_groups else self._unpack
+                own = read(self._packed[weight], waiting.pop(weight), dtype)
+                yield weight, own, self.names[weight]
+
+    @property
+    def has_groups(self) -> bool:
+        """Whether some weights are stored in 4 bits, so that their integers may be kept."""
+        return any(packed.layout.keep is not None for packed in self._packed.values())
+
+    def _keep(
+        self, packed: _PackedWeight, tensors: dict[str, Tensor], dtype: torch.dtype
+    ) -> Tensor | GroupedWeight:
+        assert self.scheme is not None, "only a scheme has packed weights"
+        module = StoredModule(self.scheme.name, packed.module, tensors, packed.paths)
+        keep = packed.layout.keep
+        kept = None if keep is None else keep(module, dtype)
+        return packed.layout.unpack(module, dtype) if kept is None else kept
 
     def _unpack(
         self, packed: _PackedWeight, tensors: dict[str, Tensor], dtype: torch.dtype

@@ -9,7 +9,6 @@ Source: the package compressed-tensors 0.20, its `compressors` and `quantization
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from functools import partial
 from typing import Any, Final
 
 from batchmill.engine.errors import ModelLoadError
@@ -64,8 +63,7 @@ class CompressedTensors:
         """Return how a weight is stored; see `Scheme`."""
         if set(stored) == {PLAIN}:
             return None
-        settings = self._settings_of(module)
-        return Layout(partial(settings.format.unpack, settings), settings.needed)
+        return self._settings_of(module).layout()
 
     def _settings_of(self, module: str) -> WeightSettings:
         """Return the settings of a weight: by its name, else by a pattern, else by its class."""

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Final
 
 import torch
 from torch import Tensor
 
+from batchmill.kernels.ops.grouped_weight import GroupedWeight
+
 from .bits import num_words, unpack_bits
 from .dense import Tiles, dense_weight
 from .fp4 import power_of_two, unpack_fp4
 from .fp8 import is_block
-from .module import StoredModule
+from .integers import KEPT_BITS, StoredIntegers
+from .module import Layout, StoredModule
 from .scheme import Settings, choose, group_size, refusal
 
 NAME: Final = "compressed-tensors"
@@ -70,6 +74,15 @@ class WeightSettings:
             has_group_index=weights.get("actorder") in ("group", "dynamic", True),
         )
 
+    def layout(self) -> Layout:
+        """Return how a weight with these settings is stored."""
+        keep = self.format.keep if self.bits == KEPT_BITS else None
+        return Layout(
+            partial(self.format.unpack, self),
+            self.needed,
+            keep=None if keep is None else partial(keep, self),
+        )
+
     @property
     def needed(self) -> tuple[str, ...]:
         """The endings of the tensors that must be stored."""
@@ -111,6 +124,8 @@ class WeightSettings:
 
 #: Unpacks a weight into a dtype.
 _Unpack = Callable[[WeightSettings, StoredModule, torch.dtype], Tensor]
+#: Returns a weight's integers, see `Keep`.
+_Keep = Callable[[WeightSettings, StoredModule, torch.dtype], GroupedWeight | None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,6 +137,8 @@ class StoredFormat:
     needed: tuple[str, ...]
     types: tuple[str, ...]
     bits: tuple[int, ...]
+    #: Returns the integers instead of the weight; None if the format has others than 4-bit ones.
+    keep: _Keep | None = None
 
 
 def _take_scales(
@@ -138,8 +155,8 @@ def _take_scales(
     return module.take(part, dtypes, *table)
 
 
-def _unpack_integers(settings: WeightSettings, module: StoredModule, dtype: torch.dtype) -> Tensor:
-    """Unpack integers that are stored side by side, with 2^(bits - 1) added to each."""
+def _read_integers(settings: WeightSettings, module: StoredModule) -> StoredIntegers:
+    """Read integers that are stored side by side, with 2^(bits - 1) added to each."""
     bits = settings.bits
     stored_shape = module.take(SHAPE, (torch.int32, torch.int64), 2).tolist()
     num_rows, num_columns = map(int, stored_shape)
@@ -154,11 +171,26 @@ def _unpack_integers(settings: WeightSettings, module: StoredModule, dtype: torc
         stored = module.take(ZERO, (torch.int32,), num_words(len(scales), bits), scales.shape[1])
         zeros = unpack_bits(stored.T, bits, len(scales)).T.float()
 
-    def rows_of(rows: slice) -> Tensor:
-        values = unpack_bits(packed[rows], bits, num_columns).float()
-        return (values - tiles.spread(zeros, rows)) * tiles.spread(scales, rows)
+    return StoredIntegers(
+        shape=(num_rows, num_columns),
+        bits=bits,
+        rows_of=lambda rows: unpack_bits(packed[rows], bits, num_columns),
+        tiles=tiles,
+        scales=scales,
+        zeros=zeros,
+    )
 
-    return dense_weight((num_rows, num_columns), dtype, rows_of)
+
+def _unpack_integers(settings: WeightSettings, module: StoredModule, dtype: torch.dtype) -> Tensor:
+    """Unpack such integers."""
+    return _read_integers(settings, module).dense(dtype)
+
+
+def _keep_integers(
+    settings: WeightSettings, module: StoredModule, dtype: torch.dtype
+) -> GroupedWeight | None:
+    """Return such integers as they are, if they can be kept."""
+    return _read_integers(settings, module).grouped(dtype)
 
 
 def _unpack_plain(settings: WeightSettings, module: StoredModule, dtype: torch.dtype) -> Tensor:
@@ -204,7 +236,8 @@ _INTEGER, _FLOAT = ("int",), ("float",)
 #: By `format` in config.json.
 FORMATS: Final[Mapping[str, StoredFormat]] = {
     "pack-quantized": StoredFormat(
-        _unpack_integers, (PACKED, SCALE, SHAPE), _INTEGER, _INTEGER_BITS
+        *(_unpack_integers, (PACKED, SCALE, SHAPE), _INTEGER, _INTEGER_BITS),
+        keep=_keep_integers,
     ),
     "int-quantized": StoredFormat(_unpack_plain, (PLAIN, SCALE), _INTEGER, _INTEGER_BITS),
     "float-quantized": StoredFormat(_unpack_plain, (PLAIN, SCALE), _FLOAT, (8,)),

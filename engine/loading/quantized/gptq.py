@@ -8,14 +8,13 @@ Source: GPTQ, Frantar et al. 2022; the layout is that of the packages AutoGPTQ a
 from __future__ import annotations
 
 from collections.abc import Collection
-from functools import partial
 from typing import Final, NamedTuple
 
 import torch
-from torch import Tensor
 
 from .bits import num_words, unpack_bits
-from .dense import Tiles, dense_weight
+from .dense import Tiles
+from .integers import KEPT_BITS, StoredIntegers
 from .module import Layout, StoredModule
 from .scheme import Settings, choose, group_size, matcher, refusal
 
@@ -67,15 +66,21 @@ class Gptq:
     def layout(self, module: str, stored: Collection[str]) -> Layout | None:
         """Return how a weight is stored; see `Scheme`."""
         widths = next((own for match, own in self._dynamic if match(module)), self._widths)
-        return Layout(partial(unpack_gptq, widths), (_WEIGHT, _ZEROS, _SCALES))
+        return Layout(
+            lambda module, dtype: read_gptq(widths, module).dense(dtype),
+            (_WEIGHT, _ZEROS, _SCALES),
+            keep=(lambda module, dtype: read_gptq(widths, module).grouped(dtype))
+            if widths.bits == KEPT_BITS
+            else None,
+        )
 
     def _read(self, settings: Settings) -> _Widths:
         bits = choose(self.name, settings, "bits", _BITS)
         return _Widths(bits, group_size(self.name, settings), self._zero_offset)
 
 
-def unpack_gptq(widths: _Widths, module: StoredModule, dtype: torch.dtype) -> Tensor:
-    """Unpack a weight [in, out] to [out, in]."""
+def read_gptq(widths: _Widths, module: StoredModule) -> StoredIntegers:
+    """Read a weight that is stored as [in, out]."""
     bits = widths.bits
     packed = module.take(_WEIGHT, (torch.int32,), None, None)
     num_words_of_inputs, num_outputs = packed.shape
@@ -96,11 +101,14 @@ def unpack_gptq(widths: _Widths, module: StoredModule, dtype: torch.dtype) -> Te
     if int(tiles.column_of.min()) < 0 or int(tiles.column_of.max()) >= num_groups:
         raise module.error(_INDEX, f"names a group that is not one of {num_groups}")
 
-    def rows_of(rows: slice) -> Tensor:
-        values = unpack_bits(packed[:, rows].T, bits, num_inputs).float()
-        return (values - tiles.spread(zeros, rows)) * tiles.spread(scales, rows)
-
-    return dense_weight((num_outputs, num_inputs), dtype, rows_of)
+    return StoredIntegers(
+        shape=(num_outputs, num_inputs),
+        bits=bits,
+        rows_of=lambda rows: unpack_bits(packed[:, rows].T, bits, num_inputs),
+        tiles=tiles,
+        scales=scales,
+        zeros=zeros,
+    )
 
 
 def _groups(widths: _Widths, module: StoredModule, num_inputs: int) -> Tiles:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from batchmill.engine.errors import ModelLoadError
+from batchmill.kernels.ops.grouped_weight import GroupedWeight
 
 REMEDY: Final = "download the model again, or use its weights in bfloat16, float16 or float32"
 
@@ -81,6 +82,8 @@ class StoredModule:
 
 #: Computes the dense weight of a module in a dtype.
 Unpack = Callable[[StoredModule, torch.dtype], Tensor]
+#: Returns a weight's integers for activations in a dtype; None if they cannot be kept.
+Keep = Callable[[StoredModule, torch.dtype], GroupedWeight | None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,3 +95,5 @@ class Layout:
     needed: tuple[str, ...]
     #: What follows the module's name in the name of the dense weight.
     result: str = ".weight"
+    #: Returns its integers instead; None if it has none of 4 bits.
+    keep: Keep | None = None

@@ -99,7 +99,10 @@ def test_another_quantization_is_another_identity(tmp_path: Path) -> None:
             {"model_impl": "transformers"},
             "'int8'.*native decoder.*set model_impl to 'auto' or 'native'",
         ),
-        ({"quantization": "int3"}, "quantization is 'int3': choose int8 or fp8, or leave it out"),
+        (
+            {"quantization": "int3"},
+            "quantization is 'int3': choose int8 or int4 or fp8, or leave it out",
+        ),
     ],
 )
 def test_arguments_that_exclude_int8_are_refused_by_name(
@@ -143,7 +146,7 @@ def test_injected_products_exclude_a_quantization(tmp_path: Path) -> None:
 
 def test_an_unknown_quantization_is_refused_with_the_choices() -> None:
     with pytest.raises(
-        ConfigError, match="quantization is 'awq': choose one of int8, fp8, or leave it out"
+        ConfigError, match="quantization is 'awq': choose one of int8, int4, fp8, or leave it out"
     ):
         EngineConfig(model="demo", quantization="awq")
     assert EngineConfig(model="demo", quantization="int8").quantization == "int8"

@@ -1,0 +1,76 @@
+"""How each quantization multiplies: which matrices are 8-bit, which 4-bit, and which stay dense."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+from torch import Tensor
+
+from batchmill.kernels.ops.decoder_layers import CppLinear
+from batchmill.kernels.ops.dispatch import Backend
+from batchmill.kernels.ops.fp8_linear import make_fp8_linear
+from batchmill.kernels.ops.grouped_weight import GroupedWeight
+from batchmill.kernels.ops.int4_linear import Int4Linear, make_int4_linear
+from batchmill.kernels.ops.int8_linear import Int8Linear, make_int8_linear
+from batchmill.kernels.ops.linear import Linear, PackedLinear, make_linear
+
+from .feed_forward import LinearFactory
+from .weights import Matrix
+
+#: Packs one matrix, or gate and up, with their biases.
+PackedFactory = Callable[[Sequence[Any], Sequence[Tensor | None]], CppLinear]
+
+
+def layer_linear(
+    quantization: str | None, backend: Backend, *, has_stored_groups: bool
+) -> LinearFactory:
+    """Return what makes the products of a decoder's layers.
+
+    Args:
+        quantization: A setting of `QUANTIZATIONS`, or None.
+        backend: Of our kernels.
+        has_stored_groups: Matrices that are stored in 4 bits are kept so. Then "int4" quantizes
+            others to 8 bits only, because the checkpoint's makers left them out.
+    """
+    if quantization == "int4" and has_stored_groups:
+        return partial(_stored_linear, backend=backend)
+    factories: dict[str | None, Callable[..., Linear]] = {
+        None: make_linear,
+        "int8": make_int8_linear,
+        "int4": make_int4_linear,
+        "fp8": make_fp8_linear,
+    }
+    return partial(factories[quantization], backend=backend)
+
+
+def head_linear(quantization: str | None, backend: Backend) -> LinearFactory:
+    """Return what makes the product of the output head, in which rounding shows most.
+
+    "int4" quantizes a dense head to 8 bits. "fp8" keeps it: a decode step reads it once.
+    """
+    if quantization == "int4":
+        return partial(_stored_linear, backend=backend)
+    quantization = None if quantization == "fp8" else quantization
+    return layer_linear(quantization, backend, has_stored_groups=False)
+
+
+def packed_linear(quantization: str | None, *, has_stored_groups: bool) -> PackedFactory:
+    """Return what packs the matrices of the C++ layers; see `layer_linear`."""
+    if quantization == "int4":
+        return _pack_stored if has_stored_groups else Int4Linear
+    return Int8Linear if quantization == "int8" else PackedLinear
+
+
+def _stored_linear(weight: Matrix, bias: Tensor | None, *, backend: Backend) -> Linear:
+    if isinstance(weight, GroupedWeight):
+        return make_int4_linear(weight, bias, backend=backend)
+    return make_int8_linear(weight, bias, backend=backend)
+
+
+def _pack_stored(parts: Sequence[Matrix], biases: Sequence[Tensor | None]) -> CppLinear:
+    grouped = [part for part in parts if isinstance(part, GroupedWeight)]
+    if len(grouped) == len(parts):
+        return Int4Linear(grouped, biases)
+    return Int8Linear([part for part in parts if isinstance(part, Tensor)], biases)
