@@ -153,6 +153,14 @@ class WorkerSettings(
     #: Take a job whose prompt begins as one that this worker has computed before another one of the
     #: same tenant and class; each job is passed over four times at most. No worker waits for it.
     prefix_claims: bool = True
+    #: Which jobs take draft tokens from the outputs of finished jobs of the same tenant, model and
+    #: template, and give their own: "named" are those that name a template (`draft_corpus`), "auto"
+    #: also those whose prompts begin with the same 512 characters, "off" none. It changes no token
+    #: but for rounding.
+    draft_corpus: Literal["off", "named", "auto"] = "named"
+    #: Finished jobs of a template whose outputs are used, the newest. Raising it finds more, and
+    #: takes more memory and time.
+    draft_corpus_jobs: int = Field(default=256, ge=1, le=4096)
     #: Near the end of a queue, hold no more of its jobs than this worker's share by the measured
     #: speeds of all workers of the model, so that a slow one does not hold up the end.
     claim_share: bool = False

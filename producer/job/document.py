@@ -35,6 +35,7 @@ from .decision import Decision
 from .field_checks import Text, check_num_parts, integral, optional, validation_error
 from .field_types import (
     AdapterName,
+    CorpusName,
     IdempotencyKey,
     Metadata,
     ModelName,
@@ -52,7 +53,7 @@ from .selection import Selection
 from .steering import Steering
 
 #: Fields that have a use only in a job that generates.
-_GENERATION_FIELDS = (*SamplingControls.model_fields, *ChatFields.model_fields)
+_GENERATION_FIELDS = (*SamplingControls.model_fields, *ChatFields.model_fields, "draft_corpus")
 
 EventName = Literal["started", "output", "completed", "failed", "cancelled", "expired"]
 _END_EVENTS: tuple[EventName, ...] = ("completed", "failed", "cancelled", "expired")
@@ -171,6 +172,12 @@ class GenerationJob(ChatFields, SamplingControls):
     )
     """W3C trace context of the caller, which the job, its spans, its logs and its webhooks
     continue. An invalid one is ignored."""
+
+    draft_corpus: CorpusName | None = optional(None)
+    """Name of the job's template. It may take draft tokens from the outputs of finished jobs of the
+    same tenant, model and name, and they from its own, which saves steps and changes no token.
+    `off` forbids both. If it is missing, the operator's setting decides by the prompt's beginning.
+    """
 
     select: Selection | None = optional(None)
     """Which of the `n` samples is selected, by their likelihood, by a vote, or by a question about
@@ -331,6 +338,16 @@ class GenerationJob(ChatFields, SamplingControls):
         if self.explain and self.section is not None:
             raise ValueError("explain is for jobs that generate; leave it out")
         explanation.check_explained(self)
+        return self
+
+    @model_validator(mode="after")
+    def _check_draft_corpus(self) -> Self:
+        name = self.plan[0]
+        if self.draft_corpus is not None and name is not None and self.section is None:
+            raise ValueError(
+                f"draft_corpus has no effect beside {name}, which is computed without draft "
+                "tokens; leave it out"
+            )
         return self
 
     @model_validator(mode="after")

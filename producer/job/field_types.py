@@ -33,7 +33,7 @@ def _check_tenant(name: str) -> str:
     return name
 
 
-def _check_adapter(name: str) -> str:
+def _check_name(name: str) -> str:
     if not keys.is_adapter_name(name):
         raise ValueError("must be 1 to 64 letters, digits, _ . and -")
     return name
@@ -120,8 +120,10 @@ Metadata = Annotated[
 ]
 ModelName = Annotated[str, AfterValidator(_check_model)]
 AdapterName = Annotated[
-    str, AfterValidator(_check_adapter), Field(json_schema_extra={"pattern": keys.TENANT_PATTERN})
+    str, AfterValidator(_check_name), Field(json_schema_extra={"pattern": keys.TENANT_PATTERN})
 ]
+#: Name of the template of a job.
+CorpusName = AdapterName
 Tags = Annotated[
     list[Annotated[str, AfterValidator(check_tag)]],
     Field(max_length=limits.MAX_TAGS),  # before what looks at each: a list may be endless

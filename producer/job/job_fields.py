@@ -159,6 +159,12 @@ class JobFields(OtherNames, total=False):
     """W3C trace context of the caller, which the job, its spans, its logs and its webhooks
     continue. An invalid one is ignored."""
 
+    draft_corpus: str | None
+    """Name of the job's template. It may take draft tokens from the outputs of finished jobs
+    of the same tenant, model and name, and they from its own, which saves steps and changes
+    no token. `off` forbids both. If it is missing, the operator's setting decides by the
+    prompt's beginning."""
+
     select: Selection | dict[str, Any] | None
     """Which of the `n` samples is selected, by their likelihood, by a vote, or by a question
     about each. All of them stay in the result."""

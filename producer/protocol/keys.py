@@ -117,6 +117,8 @@ LEFTOVERS = PREFIX + "leftovers"
 PAYLOADS = PREFIX + "payloads"
 #: Those that nothing refers to, by the time of the next try to delete them.
 PAYLOADS_UNUSED = PREFIX + "payloads_unused"
+#: Corpora of all tenants, by the time at which they learned last (ms).
+CORPORA = PREFIX + "corpora"
 #: Pictures and sounds, by the time at which it is looked up whether a job needs them.
 MEDIA_DUE = PREFIX + "media_due"
 
@@ -222,6 +224,16 @@ def thoughts(job_id: str) -> str:
 def seals(job_id: str) -> str:
     """Return the key of the seals of a job's tokens and text, by their places (hash)."""
     return f"{PREFIX}seals:{job_id}"
+
+
+def corpus(tenant: str, digest: str) -> str:
+    """Return the key of the finished jobs that others of a template draft tokens from (zset)."""
+    return f"{PREFIX}corpus:{tenant}:{digest}"
+
+
+def tenant_corpora(tenant: str) -> str:
+    """Return the key of a tenant's corpora, by the time at which they learned last (zset)."""
+    return f"{CORPORA}:{tenant}"
 
 
 def media(name: str) -> str:

@@ -73,6 +73,8 @@ class RecordFields(BaseModel):
     """How often a worker took another job of the tenant, whose prefix it had computed, first."""
     home: str | None = None
     """The session whose engine can continue the job, while it waits after a time slice."""
+    corpus: str | None = None
+    """Digest of the corpus that lists the job, so that later jobs may draft from its output."""
     identity: str | None = None
     """Identifies weights, tokenizer, number format and sampler version of the output so far."""
     cancel_requested: Flag | None = None

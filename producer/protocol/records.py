@@ -128,7 +128,7 @@ class WorkerInfo:
     lacks: tuple[str, ...] = ()
     #: Gauges for people and dashboards (free blocks …). Progress estimates use `jobs` (in flight)
     #: and `tokens_per_s`; the others may change. `draft_tokens` and `accepted_tokens` (since the
-    #: engine started) are present if prompt lookup is on.
+    #: engine started) are present if there are draft tokens.
     stats: Mapping[str, int | float | str] = field(default_factory=dict)
 
 

@@ -20,7 +20,8 @@ from batchmill.producer.encryption.key_ring import KeyRing, new_key
 from batchmill.producer.job.validation import parse_job
 from batchmill.producer.payloads.object_store import ObjectStore
 from batchmill.producer.protocol import keys
-from batchmill.producer.protocol.calls.jobs import retry
+from batchmill.producer.protocol.calls.corpora import Corpus
+from batchmill.producer.protocol.calls.jobs import complete, retry
 from batchmill.producer.protocol.calls.new_job import BatchPlace, QueueLimits
 from batchmill.producer.protocol.outbox import OutboxEntry
 from batchmill.producer.protocol.records import JobRecord, read_job
@@ -192,7 +193,12 @@ def test_real_records_fit_their_schema_and_hold_no_field_that_it_does_not_know(
     store.release([HeldJob("y", claim.fence)], cause=ReleaseCause.SLICED)
     prefix: Any = store.client.hget(keys.job("z"), "prefix")
     store.claim("x", owner="w", lease_ms=0, identity="i", session="s", prefixes=(prefix.decode(),))
-    for job_id in ("sealed", "x", "y"):
+    claim = store.claim("z", owner="w", lease_ms=60_000, identity="i")
+    assert isinstance(claim, Claim)
+    write = TokenWrite("z", claim.fence, 0, [1, 2])
+    corpus = Corpus(keys.DEFAULT_TENANT, "a1", 9)
+    store.run(complete(write, JobState.COMPLETED, "{}", None, corpus=corpus))
+    for job_id in ("sealed", "x", "y", "z"):
         names: Any = store.client.hkeys(keys.job(job_id))
         seen.update(name.decode() for name in names)
     assert seen <= known

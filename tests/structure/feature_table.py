@@ -172,6 +172,11 @@ ASKED = {
         "tests/engine/steering/test_steered_requests.py"
         "::test_mixed_batch_equals_transformers_with_hooks",
     ),
+    "draft_corpus": (
+        "drafts.md",
+        "tests/worker/corpora/test_corpus_jobs.py"
+        "::test_rows_of_a_template_draft_from_finished_ones_and_get_the_same_tokens",
+    ),
     "lora": (
         "adapters.md",
         "tests/engine/adapters/test_adapters_equal_peft.py::test_mixed_batch_equals_peft",

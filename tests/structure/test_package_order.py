@@ -52,6 +52,7 @@ ORDER = {
             "outbound",
             "media",
             "engine_host",
+            "corpora",
             "jobs",
             "tracing",
             "webhooks",

@@ -80,6 +80,14 @@ class LineOptions:
             rich_help_panel=_LINES,
         ),
     ] = None
+    draft_corpus: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="Name of the template, as in submit, for lines that name none.",
+            rich_help_panel=_LINES,
+        ),
+    ] = None
     guidance_scale: Annotated[
         float | None,
         typer.Option(
@@ -196,6 +204,7 @@ class LineOptions:
             "thinking_token_budget": self.thinking_token_budget,
             "lora": self.lora,
             "steering": parse_steering(self.steering),
+            "draft_corpus": self.draft_corpus,
             "guidance_scale": self.guidance_scale,
             "negative_prompt": self.negative_prompt,
             "select": self.select and parse_json_option("--select", self.select),

@@ -191,13 +191,13 @@ def _worker_columns(
     ]
     optional = (
         ("dtype", _dtype),
-        ("prompt lookup", _drafts),
+        ("draft tokens", _drafts),
         ("media", lambda worker: ", ".join(worker.media or ())),
         ("lacks", lambda worker: ", ".join(worker.lacks)),
     )
     for name, cell_of in optional:
         cells = [cell_of(worker) for worker in workers]
-        if any(cells):  # the stub has no dtype, and prompt lookup is off by default
+        if any(cells):  # the stub has no dtype, and there may be no draft tokens
             columns.append(name)
             rows = [[*row, cell or "-"] for row, cell in zip(rows, cells, strict=True)]
     return columns, rows
@@ -231,7 +231,7 @@ def _dtype(worker: WorkerInfo) -> str | None:
 
 
 def _drafts(worker: WorkerInfo) -> str | None:
-    """Return the draft tokens since the engine process started; None without prompt lookup."""
+    """Return the draft tokens since the engine process started; None without any."""
     num_drafts = worker.stats.get("draft_tokens")
     num_accepted = worker.stats.get("accepted_tokens")
     if not isinstance(num_drafts, int) or not isinstance(num_accepted, int):

@@ -133,6 +133,15 @@ _Lora = Annotated[
         rich_help_panel=_GENERATION,
     ),
 ]
+_DraftCorpus = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAME",
+        help="Name of the template: finished jobs of the same name make this one faster, and the "
+        "other way round; off forbids both.",
+        rich_help_panel=_GENERATION,
+    ),
+]
 _Steering = Annotated[
     str | None,
     typer.Option(
@@ -271,6 +280,7 @@ def submit(
     thinking_token_budget: _ThinkingTokenBudget = None,
     lora: _Lora = None,
     steering: _Steering = None,
+    draft_corpus: _DraftCorpus = None,
     guidance_scale: _GuidanceScale = None,
     negative_prompt: _NegativePrompt = None,
     select: _Select = None,
@@ -309,6 +319,7 @@ def submit(
         "thinking_token_budget": thinking_token_budget,
         "lora": lora,
         "steering": parse_steering(steering),
+        "draft_corpus": draft_corpus,
         "guidance_scale": guidance_scale,
         "negative_prompt": negative_prompt,
         "select": None if select is None else parse_json_option("--select", select),

@@ -85,7 +85,7 @@ class EngineLink:
         self._stalls = StallDetector(time.monotonic())
         self.ready: Ready | None = None
         self.load = EngineLoad(0, 0, 0)
-        #: None if prompt lookup is off, and while no engine is ready.
+        #: None while no engine is ready, and if it has no draft tokens to count.
         self.drafts: DraftCounts | None = None
         self.media: MediaCounts | None = None
         #: Requests sent to this engine, and those of them that its last report had seen.

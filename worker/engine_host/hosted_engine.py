@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -54,6 +55,9 @@ class HostedEngine(Protocol):
             RequestRefused: the request cannot be run.
         """
 
+    def set_draft_corpus(self, name: str, outputs: Sequence[Sequence[int]]) -> None:
+        """Replace the outputs that requests of a corpus take draft tokens from."""
+
     def abort(self, request_id: str) -> None:
         """End a request early; the next step reports its end. Ignore an unknown request."""
 
@@ -67,7 +71,7 @@ class HostedEngine(Protocol):
         """Return how full the engine is."""
 
     def drafts(self) -> DraftCounts | None:
-        """Return the counts of prompt lookup, or None if it is off."""
+        """Return the counts of draft tokens; None if prompt lookup is off and there were none."""
 
     def media_counts(self) -> MediaCounts | None:
         """Return the counts of pictures and sounds, or None if the model takes none."""

@@ -69,6 +69,17 @@ class AddRequest(_Message):
     media: Sequence[Media] = ()
     #: State of its plan that an earlier attempt has saved; empty without one.
     plan_state: bytes = b""
+    #: Name of the outputs that it may take draft tokens from, as in `SetDraftCorpus`.
+    draft_corpus: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class SetDraftCorpus(_Message):
+    """Replace the outputs that requests with this `draft_corpus` take draft tokens from."""
+
+    name: str
+    #: Token ids of each; empty forgets the corpus.
+    outputs: Sequence[Sequence[int]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,11 +110,13 @@ class Shutdown(_Message):
 
 @dataclass(frozen=True, slots=True)
 class DraftCounts(_Message):
-    """Counts of prompt lookup since the process started."""
+    """Counts of draft tokens since the process started."""
 
     #: Draft tokens that were computed, and those of them that were accepted.
     num_draft_tokens: int
     num_accepted_tokens: int
+    #: The same two numbers by source: `structure`, `corpus`, `prompt`.
+    by_source: Mapping[str, tuple[int, int]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,7 +149,7 @@ class Ready(_Message):
     dtype: str | None = None
     #: Ranks that compute the model together.
     num_ranks: int = 1
-    #: None if prompt lookup is off, here and in each report.
+    #: None if prompt lookup is off and there were no draft tokens, here and in each report.
     drafts: DraftCounts | None = None
     #: Kinds of job that it serves.
     kinds: Sequence[str] = ("generate",)
@@ -325,5 +338,5 @@ class StepReport(_Message):
     has_waited: bool = False
 
 
-ToEngine = AddRequest | AbortRequest | SetPaused | TokensSaved | Shutdown
+ToEngine = AddRequest | SetDraftCorpus | AbortRequest | SetPaused | TokensSaved | Shutdown
 FromEngine = Ready | StartFailed | StepReport

@@ -29,6 +29,7 @@ from .messages import (
     EngineSpec,
     FromEngine,
     Refused,
+    SetDraftCorpus,
     SetPaused,
     Shutdown,
     StartFailed,
@@ -115,7 +116,7 @@ class EngineLoop:
         needs_report = False
         while True:
             message = self._connection.recv()
-            needs_report = needs_report or not isinstance(message, TokensSaved)
+            needs_report = needs_report or not isinstance(message, TokensSaved | SetDraftCorpus)
             self._handle(message)
             self._counter.advance()
             if self._ended or time.monotonic() >= until or not self._connection.poll(0):
@@ -138,6 +139,8 @@ class EngineLoop:
         elif isinstance(message, AbortRequest):
             self._engine.abort(message.request_id)
             self._unsaved.forget(message.request_id)
+        elif isinstance(message, SetDraftCorpus):
+            self._engine.set_draft_corpus(message.name, message.outputs)
         elif isinstance(message, TokensSaved):
             self._unsaved.note_saved(message.report_number)
         elif isinstance(message, SetPaused):

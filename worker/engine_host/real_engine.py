@@ -139,6 +139,7 @@ class RealEngine:
                 lora=request.lora,
                 steering=request.steering,
                 media=request.media,
+                draft_corpus=request.draft_corpus,
             )
             if params.num_logprobs is not None or params.num_prompt_logprobs is not None:
                 self._scored[request.request_id] = params
@@ -189,6 +190,10 @@ class RealEngine:
         }
         return {**given, **missing}
 
+    def set_draft_corpus(self, name: str, outputs: Sequence[Sequence[int]]) -> None:
+        """Replace the outputs that requests of a corpus take draft tokens from."""
+        self._engine.set_draft_corpus(name, outputs)
+
     def abort(self, request_id: str) -> None:
         """End a request early; the next step reports its end. Ignore an unknown request."""
         if not self._plans.abort(request_id):
@@ -223,11 +228,12 @@ class RealEngine:
         return EngineLoad(load.num_running, load.num_waiting, load.num_free_blocks, adapters)
 
     def drafts(self) -> DraftCounts | None:
-        """Return the counts of prompt lookup, or None if it is off."""
+        """Return the counts of draft tokens; None if prompt lookup is off and there were none."""
         counts = self._engine.draft_counts()
         if counts is None:
             return None
-        return DraftCounts(counts.num_draft_tokens, counts.num_accepted_tokens)
+        by_source = {source.value: found for source, found in counts.by_source.items()}
+        return DraftCounts(counts.num_draft_tokens, counts.num_accepted_tokens, by_source)
 
     def media_counts(self) -> MediaCounts | None:
         """Return the counts of pictures and sounds, or None if the model takes none."""

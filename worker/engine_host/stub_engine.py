@@ -232,8 +232,11 @@ class StubEngine:
         """Return how full the engine is."""
         return EngineLoad(len(self._running), len(self._waiting), self._num_free_blocks())
 
+    def set_draft_corpus(self, name: str, outputs: Sequence[Sequence[int]]) -> None:
+        """Ignore the outputs: there are no draft tokens."""
+
     def drafts(self) -> DraftCounts | None:
-        """Return None: there is no prompt lookup."""
+        """Return None: there are no draft tokens."""
         return None
 
     def media_counts(self) -> MediaCounts | None:

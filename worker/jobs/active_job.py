@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 from batchmill.producer.job.selection import Selection
 from batchmill.producer.protocol import keys
+from batchmill.producer.protocol.calls.corpora import Corpus
 from batchmill.producer.protocol.calls.spread import Origin
 from batchmill.producer.protocol.replies import Claim, HeldJob, JobState, ReleaseCause, TokenWrite
 from batchmill.producer.tracing.traceparent import trace_fields
@@ -61,6 +62,8 @@ class ActiveJob:
     queue: str = ""
     tags: Sequence[str] = ()
     limit: TimeLimit | None = None
+    #: The corpus that learns from its output; None if none does.
+    corpus: Corpus | None = None
     #: How one of several samples is selected; None selects none.
     selection: Selection | None = None
     #: Whether the caller asked for the log probabilities of the output, of the prompt.

@@ -121,6 +121,7 @@ class EndWriter:
                     *(unsaved, end.state, end.result, end.error, end.used, end.retry_in_ms),
                     starts_over=end.starts_over,
                     result_object=end.result_object,
+                    corpus=waiting.job.corpus,
                 )
             )
         shortage: NotConfirmed | None = None

@@ -32,7 +32,9 @@ def request_id(claim: Claim) -> str:
     return f"{claim.job_id}.{claim.fence}"
 
 
-def engine_request(claim: Claim, document: GenerationJob, salt: str | None) -> AddRequest:
+def engine_request(
+    claim: Claim, document: GenerationJob, salt: str | None, draft_corpus: str | None = None
+) -> AddRequest:
     """Return the engine request of a claimed job, resumed from the tokens in its record."""
     section, section_fields = document.plan
     return AddRequest(
@@ -49,6 +51,7 @@ def engine_request(claim: Claim, document: GenerationJob, salt: str | None) -> A
         section=section,
         section_fields=section_fields,
         plan_state=claim.plan_state,
+        draft_corpus=draft_corpus,
     )
 
 

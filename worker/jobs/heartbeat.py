@@ -139,6 +139,9 @@ class Heartbeat:
         if drafts is not None:
             stats["draft_tokens"] = drafts.num_draft_tokens
             stats["accepted_tokens"] = drafts.num_accepted_tokens
+            for source, (num_drafts, num_accepted) in drafts.by_source.items():
+                stats[f"draft_tokens_{source}"] = num_drafts
+                stats[f"accepted_tokens_{source}"] = num_accepted
         if self._link.media is not None:
             stats |= _media_stats(self._link.media)
         return stats | self._times.stats()

@@ -22,6 +22,8 @@ from batchmill.producer.protocol.replies import Claim, ClaimRefusal, JobState, R
 from batchmill.producer.store.job_store import JobStore
 from batchmill.producer.store.reply_errors import unusable_record_error
 from batchmill.producer.store.submission import check_retry
+from batchmill.worker.corpora.corpus_keeper import CorpusKeeper, engine_name
+from batchmill.worker.corpora.corpus_name import corpus_of
 from batchmill.worker.engine_host.messages import AddRequest
 from batchmill.worker.media.decoder import can_decode
 from batchmill.worker.metrics.worker_meter import JobMeter
@@ -87,6 +89,7 @@ class JobClaimer:
         media: MediaThreads,
         on_room: Callable[[], None],
         prefixes: HeldPrefixes,
+        corpora: CorpusKeeper,
     ) -> None:
         """Bind to the parts around it.
 
@@ -105,6 +108,7 @@ class JobClaimer:
             media: prepares pictures and sounds.
             on_room: called from any thread when such a document has been read.
             prefixes: that the engine holds.
+            corpora: what jobs take draft tokens from.
         """
         self._settings = settings
         self._store = store
@@ -120,6 +124,7 @@ class JobClaimer:
         self._media = media
         self._on_room = on_room
         self._prefixes = prefixes
+        self._corpora = corpora
         self._rng = random.Random()
         self._default_rules = retry_rules(None, settings)
         self._parked: deque[_ParkedTask] = deque()
@@ -301,7 +306,7 @@ class JobClaimer:
         self._meter.note_params(document.max_tokens, document.n)
         shared = self._settings.prefix_cache_shared_across_tenants
         salt = cache_salt(document, shared_across_tenants=shared)
-        job.request = engine_request(claim, document, salt)
+        job.request = engine_request(claim, document, salt, self._use_corpus(job, document))
         job.selection = document.select
         job.reports_logprobs = reports_logprobs(document)
         if document.retry is not None:
@@ -317,6 +322,16 @@ class JobClaimer:
             num_resumed_tokens=len(claim.token_ids),
             alone=claim.alone,
         )
+
+    def _use_corpus(self, job: ActiveJob, document: GenerationJob) -> str | None:
+        """Return the engine's name of the corpus of a job, if it has one."""
+        settings = self._settings
+        corpus = corpus_of(job.claim, document, settings.draft_corpus, settings.draft_corpus_jobs)
+        if corpus is None:
+            return None
+        if self._corpora.note_claim(corpus):
+            job.corpus = corpus
+        return engine_name(corpus)
 
     def _run_with_media(self, job: ActiveJob, document: GenerationJob) -> None:
         """Run a job; if it has pictures or sounds, once they are decoded."""

@@ -12,6 +12,8 @@ import structlog
 from batchmill.producer.protocol import keys
 from batchmill.producer.protocol.replies import CancelStatus, JobState, ReleaseCause
 from batchmill.producer.store.job_store import JobStore
+from batchmill.worker.corpora.corpus_keeper import LOOK_INTERVAL_S as CORPUS_INTERVAL_S
+from batchmill.worker.corpora.corpus_keeper import CorpusKeeper
 from batchmill.worker.engine_host.engine_link import EngineLink
 from batchmill.worker.engine_host.messages import Finished, Ready, StepReport
 from batchmill.worker.health.report import REPORT_INTERVAL_S
@@ -135,6 +137,7 @@ class WorkerRuntime:
         self._prefixes = HeldPrefixes(
             is_on=settings.prefix_claims and settings.engine_config.enable_prefix_caching
         )
+        self._corpora = CorpusKeeper(store, self.link.send)
         self.claimer = self._make_claimer(traces)
         self._share = ClaimShare(
             *(settings, store, self.jobs, self.metrics.speed), name=name, on_room=on_room
@@ -252,6 +255,7 @@ class WorkerRuntime:
         Jobs that were claimed for an engine of another identity are given back.
         """
         self._watchdog.note_new_engine()
+        self._corpora.note_new_engine()
         others = self.jobs.engine_ready(ready.identity)
         self.writer.release(others, ReleaseCause.DRAIN)
         self._heartbeat_thread.call_now()
@@ -405,6 +409,7 @@ class WorkerRuntime:
             media=self._media,
             on_room=self._on_room,
             prefixes=self._prefixes,
+            corpora=self._corpora,
         )
 
     def _make_gate(self) -> IntakeGate:
@@ -464,6 +469,7 @@ class WorkerRuntime:
             PeriodicThread(
                 "takeover", self.takeover.look, TAKEOVER_INTERVAL_S, jitter=_SWEEP_JITTER
             ),
+            PeriodicThread("corpora", self._corpora.look, CORPUS_INTERVAL_S, jitter=_SWEEP_JITTER),
             PeriodicThread("slices", self._slices.look, SLICE_INTERVAL_S, jitter=_SWEEP_JITTER),
             PeriodicThread("share", self._share.look, SHARE_INTERVAL_S, jitter=_SWEEP_JITTER),
             PeriodicThread("health", self.health.write, REPORT_INTERVAL_S),

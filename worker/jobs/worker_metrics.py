@@ -64,8 +64,10 @@ class WorkerMetrics:
         meter.preemptions.add(report.work.num_preemptions)
         if report.drafts is not None:
             old, self._drafts = self._drafts, report.drafts
-            meter.draft_tokens.add(self._drafts.num_draft_tokens - old.num_draft_tokens)
-            meter.accepted_tokens.add(self._drafts.num_accepted_tokens - old.num_accepted_tokens)
+            for source, (num_drafts, num_accepted) in self._drafts.by_source.items():
+                drafts_before, accepted_before = old.by_source.get(source, (0, 0))
+                meter.draft_tokens.add(num_drafts - drafts_before, (source,))
+                meter.accepted_tokens.add(num_accepted - accepted_before, (source,))
         if report.media is not None:
             self._note_media(report.media)
 

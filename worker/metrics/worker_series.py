@@ -109,10 +109,14 @@ REJECTIONS: Final = _counter(
     "reason",
 )
 DRAFT_TOKENS: Final = _counter(
-    "spec_decode_num_draft_tokens", "Draft tokens of prompt lookup that were computed."
+    "spec_decode_num_draft_tokens",
+    "Draft tokens that were computed, by source: `structure`, `corpus` or `prompt`.",
+    "source",
 )
 ACCEPTED_TOKENS: Final = _counter(
-    "spec_decode_num_accepted_tokens", "Of these, those that were accepted."
+    "spec_decode_num_accepted_tokens",
+    "Of these, those that were accepted.",
+    "source",
 )
 MEDIA_QUERIES: Final = _counter(
     "mm_cache_queries", "Pictures and sounds whose features were looked up in memory."

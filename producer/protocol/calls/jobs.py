@@ -47,6 +47,7 @@ from batchmill.producer.protocol.token_bytes import decode_tokens, encode_tokens
 from batchmill.producer.protocol.used_tokens import UsedTokens
 
 from .call import Argument, Call, named
+from .corpora import Corpus
 from .job_replies import (
     read_cancel,
     read_forget,
@@ -259,13 +260,15 @@ def complete(
     *,
     starts_over: bool = False,
     result_object: bytes = b"",
+    corpus: Corpus | None = None,
 ) -> Call[CompleteStatus]:
     """End a job: last tokens, result or error, terminal state and webhook event in one.
 
     `used` is what its tenant is charged for; None counts the stored output. With `retry_in_ms`, a
     failed job is tried again after this time instead, from its tokens or from the start, unless it
     was cancelled or its deadline would pass before. With `result_object`, the reference to an
-    object that has the result, that is stored instead of it.
+    object that has the result, that is stored instead of it. With `corpus`, later jobs may draft
+    tokens from the output.
     """
     args = (
         write.job_id,
@@ -280,6 +283,7 @@ def complete(
         "" if retry_in_ms is None else retry_in_ms,
         "1" if starts_over else "",
         found[1] if (found := _FINISH_REASON.search(result or "")) else "",
+        *(() if corpus is None else (f"{corpus.digest} {corpus.max_jobs}",)),
     )
     return Call("complete", args, lambda reply: CompleteStatus(reply.decode()))
 

@@ -45,7 +45,7 @@ def test_status_shows_the_draft_tokens_of_workers_with_prompt_lookup(
     broker: dict[str, str], store: JobStore
 ) -> None:
     store.announce_worker(heartbeat("off"))
-    assert "prompt lookup" not in call("status", **broker).stdout
+    assert "draft tokens" not in call("status", **broker).stdout
     store.announce_worker(heartbeat("busy", draft_tokens=1204, accepted_tokens=855))
     store.announce_worker(heartbeat("fresh", draft_tokens=0, accepted_tokens=0))
     store.announce_worker(heartbeat("forged", draft_tokens="many", accepted_tokens=1))

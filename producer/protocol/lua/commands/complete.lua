@@ -3,10 +3,11 @@
 -- ('' = none), error JSON ('' = none), position (tokens), token bytes, tokens of the prompt, of the output, of the
 -- prompt's cached part and of thoughts, with spaces ('' = count the stored output), retry_in_ms ('' = this is the end):
 -- the job has failed, and is to be tried again after this time; starts_over ('1': not from the tokens so far);
--- finish_reason of the result ('' = none): the result may be sealed.
+-- finish_reason of the result ('' = none): the result may be sealed; digest of the corpus that learns from the output,
+-- and most jobs of it, with a space ('' = none learns).
 -- Reply: OK, ALREADY_DONE, RETRYING (it waits for another attempt), FENCED or GAP. It is not tried again, but ends, if
 -- a user has cancelled it or its deadline would pass before.
--- @include finish, guard, history, keys, output, payloads, record, retry_later, server
+-- @include corpora, finish, guard, history, keys, output, payloads, record, retry_later, server
 allow_writes_when_full()
 local id, fence, identity, state, error_text = ARGV[1], ARGV[2], ARGV[3], ARGV[4], ARGV[6]
 local retry_in_ms = tonumber(ARGV[10] or nil)
@@ -37,8 +38,14 @@ return guard_job(id, 'FENCED', function()
   local history = history_with_end(id, job, state, error_code(error_text), now)
   job.finish_reason = ARGV[12]
   local prompt, output, cached, thoughts = string.match(ARGV[9], '^(%d+) (%d+) (%d+) (%d+)$')
+  local fields = { 'completed_fence', fence, 'history', history }
+  local corpus, most = string.match(ARGV[13] or '', '^(%x+) (%d+)$')
+  if corpus and state == 'completed' and output_bytes > 0 then
+    note_in_corpus(id, job, corpus, tonumber(most), now)
+    fields[#fields + 1] = 'corpus'
+    fields[#fields + 1] = corpus
+  end
   finish_job(id, job, state, ARGV[5], error_text, now,
-    prompt and { tonumber(prompt), tonumber(output), tonumber(cached), tonumber(thoughts) },
-    { 'completed_fence', fence, 'history', history })
+    prompt and { tonumber(prompt), tonumber(output), tonumber(cached), tonumber(thoughts) }, fields)
   return 'OK'
 end)

@@ -6,7 +6,7 @@
 allow_writes_when_full()
 local FORGOTTEN_TTL_MS = 3600 * 1000
 local id = ARGV[1]
-local job = load_job(id) or load_leftover(id)
+local job = load_job(id, 'corpus') or load_leftover(id)
 local state = job and unfinished_state(id, job)
 if state then return { 'ACTIVE', state } end
 if job then

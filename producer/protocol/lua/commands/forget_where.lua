@@ -9,7 +9,7 @@ local leftovers = query.tag and leftover_tag_key(query.tag) or leftover_tenant_k
 local entries, last = read_page(query, tonumber(ARGV[1]), leftovers)
 local seen = {} -- a job whose record still exists may be in both indexes
 for _, entry in ipairs(entries) do
-  local job = not seen[entry.id] and (load_job(entry.id) or load_leftover(entry.id))
+  local job = not seen[entry.id] and (load_job(entry.id, 'corpus') or load_leftover(entry.id))
   seen[entry.id] = true
   if job and matches_query(query, entry, job) then
     if unfinished_state(entry.id, job) then

@@ -1,5 +1,5 @@
 -- Erasing everything that is stored about a job.
--- @include dead_letters, endpoints, events, idempotency, index, keys, leftovers, media, outbox, payloads
+-- @include corpora, dead_letters, endpoints, events, idempotency, index, keys, leftovers, media, outbox, payloads
 -- @include receiver_events, record
 
 local EVENTS_PER_CALL = 100 -- of Redis
@@ -90,4 +90,5 @@ local function erase_job(id, job, now)
   redis.call('HDEL', INBOX_TAKERS, id)
   redis.call('DEL', job_key(id), tokens_key(id), text_key(id), thoughts_key(id), seals_key(id))
   if job.media then forget_media(id, job, now) end
+  if job.corpus then leave_corpus(id, job) end
 end

@@ -49,6 +49,7 @@ local LEFTOVERS = 'batchmill:leftovers'
 local PAYLOADS = 'batchmill:payloads'
 local PAYLOADS_UNUSED = 'batchmill:payloads_unused'
 local MEDIA_DUE = 'batchmill:media_due'
+local CORPORA = 'batchmill:corpora'
 -- A pattern: the records of jobs, all their indexes, and those of what outlives them.
 local RECORDS_AND_INDEXES = 'batchmill:[jl]*'
 local CLOCK = 'batchmill:clock'
@@ -58,6 +59,8 @@ local function tokens_key(id) return 'batchmill:tokens:' .. id end
 local function text_key(id) return 'batchmill:text:' .. id end
 local function thoughts_key(id) return 'batchmill:thoughts:' .. id end
 local function seals_key(id) return 'batchmill:seals:' .. id end
+local function corpus_key(tenant, digest) return 'batchmill:corpus:' .. tenant .. ':' .. digest end
+local function tenant_corpora_key(tenant) return 'batchmill:corpora:' .. tenant end
 local function media_key(name) return 'batchmill:media:' .. name end
 local function media_jobs_key(name) return 'batchmill:media_jobs:' .. name end
 local function announced_key(queue) return 'batchmill:announced:' .. queue end
