@@ -11,8 +11,11 @@ from batchmill.engine.errors import AdapterError
 from .peft_config import PeftConfig
 
 _NAME = re.compile(r"(?:base_model\.model\.)?(.+)\.lora_([AB])(?:\.default)?\.weight")
-#: A module of a layer: its layer, and its name there.
-_LAYER_MODULE = re.compile(r"(?:model\.)?layers\.(\d+)\.(.+)")
+#: A module of a layer: its layer, and its name there. Models that see or hear have their decoder
+#: under a name of its own; the layers of their towers are not computed here.
+_LAYER_MODULE = re.compile(
+    r"(?:model\.)?(?:(?:text_model|language_model)\.)?(?:model\.)?layers\.(\d+)\.(.+)"
+)
 
 
 @dataclass(frozen=True, slots=True)

@@ -33,7 +33,7 @@ KINDS: dict[str, dict[str, Any]] = {
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Ignore a name that PEFT still uses of transformers."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "`is_gradient_checkpointing`", FutureWarning)
@@ -44,7 +44,7 @@ def _quiet() -> Iterator[None]:
 def save_adapter(model: PreTrainedModel, folder: Path, *, seed: int, **config: Any) -> Path:
     """Save an adapter with random weights, and leave the model without it."""
     torch.manual_seed(seed)
-    with _quiet():
+    with quiet():
         adapted = get_peft_model(model, LoraConfig(**{"init_lora_weights": False, **config}))
     with torch.no_grad():
         for name, weight in adapted.named_parameters():
@@ -67,7 +67,7 @@ def greedy(
     """Return the tokens that PEFT finds likeliest, one by one; guided by a negative prompt."""
     adapted: Any = model
     if folder is not None:
-        with _quiet():
+        with quiet():
             adapted = PeftModel.from_pretrained(model, str(folder))
     ids = list(prompt)
     with torch.inference_mode():
