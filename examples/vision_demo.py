@@ -4,18 +4,26 @@
 
 The decoder is SmolLM2-135M-Instruct, the demo model, and is not trained. A tower of 0.7 MB learns
 to turn a picture of 64 x 64 pixels into four rows that look to the decoder like the words "a red
-circle shape". Training takes a few minutes on two cores, once: the folder then holds a SmolVLM
-model, which `batchmill worker --model FOLDER` serves like any other. Needs `batchmill[media]`.
+circle shape". Training takes two to three minutes on two cores, once: the folder then holds a
+SmolVLM model, which `batchmill worker --model FOLDER` serves like any other.
+
+The questions are jobs: a broker and a worker run on this machine meanwhile. Needs
+`batchmill[worker,media]`.
 """
 
 from __future__ import annotations
 
+import io
 import json
+import os
 import random
 import shutil
+import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -28,8 +36,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import AutoTokenizer, SmolVLMConfig, SmolVLMForConditionalGeneration
 
-from batchmill.engine import Chat, Engine, EngineConfig, SamplingParams
-from batchmill.engine.contract.media import Image
+from batchmill import Client
 from batchmill.engine.loading.model_source import model_folder
 
 COLOURS = {
@@ -44,6 +51,7 @@ SHAPES = ("circle", "square", "triangle")
 SIDE = 64
 NUM_STEPS, BATCH_SIZE = 900, 32
 QUESTION = "What is in the picture?"
+MODEL_NAME = "demo-vision"
 #: Tokens of the vocabulary that SmolLM2 does not use in chats, and what they are here.
 RENAMED = {
     "<file_sep>": "<image>",
@@ -217,18 +225,41 @@ def save(model: Any, decoder_folder: Path, folder: Path) -> None:
     (folder / "preprocessor_config.json").write_text(json.dumps(settings, indent=2))
 
 
-def answers(engine: Engine, pictures: Sequence[PilImage.Image], question: str) -> list[str]:
-    """Ask one question about each picture, all in one batch."""
-    parts = [{"type": "image"}, {"type": "text", "text": question}]
-    chat = Chat(messages=[{"role": "user", "content": parts}])
-    params = SamplingParams(max_tokens=16, temperature=0.0)
-    for number, picture in enumerate(pictures):
-        medium = Image(picture.width, picture.height, picture.tobytes())
-        engine.add_request(str(number), chat, params, media=[medium])
-    found: dict[str, str] = {}
-    while engine.has_unfinished():
-        found |= {each.request_id: each.text for each in engine.step() if each.finished}
-    return [found[str(number)] for number in range(len(pictures))]
+@contextmanager
+def running_worker(folder: Path) -> Iterator[str]:
+    """Run a broker and a worker with the model, and yield the broker's URL."""
+    with tempfile.TemporaryDirectory(prefix="batchmill-") as state:
+        command = [
+            *(sys.executable, "-m", "batchmill.worker.cli", "up", "--json"),
+            *("--no-flower", "--no-gateway", "--state-dir", state),
+            *("--model", str(folder), "--served-model-name", MODEL_NAME),
+            *("--max-model-len", "256", "--kv-cache-bytes", str(64 << 20)),
+        ]
+        environment = {**os.environ, "BATCHMILL_RUNTIME_DIR": state}
+        process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
+        try:
+            assert process.stdout is not None
+            for line in process.stdout:
+                if "broker_url" in (facts := json.loads(line)):
+                    yield facts["broker_url"]
+                    break
+        finally:
+            process.terminate()
+            process.communicate()
+
+
+def answers(client: Client, pictures: Sequence[PilImage.Image], question: str) -> list[str]:
+    """Ask one question about each picture; each is a job, and the worker computes them together."""
+    jobs = []
+    for picture in pictures:
+        content = io.BytesIO()
+        picture.save(content, "PNG")
+        parts = [{"type": "image", "image": content.getvalue()}, {"type": "text", "text": question}]
+        messages = [{"role": "user", "content": parts}]
+        jobs.append(
+            client.submit(model=MODEL_NAME, messages=messages, max_tokens=16, temperature=0.0)
+        )
+    return [job.result(timeout_s=600).text for job in jobs]
 
 
 def main() -> None:
@@ -236,6 +267,7 @@ def main() -> None:
     default = Path.home() / ".cache" / "batchmill" / "demo-vision"
     folder = Path(sys.argv[1]) if len(sys.argv) > 1 else default
     if not (folder / "preprocessor_config.json").is_file():
+        print(f"training the tower, two to three minutes, once: {folder}", flush=True)
         decoder_folder = model_folder("demo")
         model, tokenizer = make_model(decoder_folder)
         train(model, tokenizer)
@@ -244,12 +276,14 @@ def main() -> None:
         f"{folder} holds the model; its tower has "
         f"{(folder / 'trained_tower.bin').stat().st_size / 1e6:.2f} MB"
     )
-    engine = Engine(EngineConfig(model=str(folder), max_model_len=256, kv_cache_bytes=64 << 20))
     chooser = random.Random(1)
     names = [(colour, shape) for colour in COLOURS for shape in SHAPES]
     pictures = [draw(colour, shape, chooser) for colour, shape in names]
+    print("starting a broker and a worker, half a minute", flush=True)
+    with running_worker(folder) as url, Client(url) as client:
+        texts = answers(client, pictures, QUESTION)
     num_right = 0
-    for name, text in zip(names, answers(engine, pictures, QUESTION), strict=True):
+    for name, text in zip(names, texts, strict=True):
         is_right = all(word in text.lower() for word in name)
         num_right += is_right
         print(f"{'right' if is_right else 'wrong'}: {' '.join(name)}: {text}")
