@@ -11,7 +11,8 @@ from torch import Tensor
 
 from batchmill.engine.errors import AdapterError
 from batchmill.engine.models.adapted_layers import LoraSite
-from batchmill.kernels.ops.lora import LoraPair, LoraWeights
+from batchmill.kernels.ops.lora import LoraWeights
+from batchmill.kernels.reference.lora import LoraPair
 
 from .digest import weights_file
 from .folder import AdapterFiles

@@ -16,7 +16,8 @@ from torch import Tensor
 from batchmill.engine.step.adapter_rows import AdapterRows
 from batchmill.kernels.ops.dispatch import Backend
 from batchmill.kernels.ops.linear import Linear
-from batchmill.kernels.ops.lora import LoraRows, add_lora
+from batchmill.kernels.ops.lora import add_lora
+from batchmill.kernels.reference.lora import LoraRows
 
 from .decoder_layer import DecoderLayer
 from .families import FAMILIES, family_name

@@ -17,7 +17,7 @@ from .library import default_library
 from .lora import rows_table
 
 if TYPE_CHECKING:
-    from batchmill.kernels.ops.lora import LoraPair, LoraRows
+    from batchmill.kernels.reference.lora import LoraPair, LoraRows
 
 #: Numbers of the dtypes in the C++ sources (`with_dtype` in vec.h).
 _DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}

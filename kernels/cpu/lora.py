@@ -8,7 +8,7 @@ from ctypes import Structure, c_int, c_long, c_void_p
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from batchmill.kernels.ops.lora import LoraPair, LoraRows
+    from batchmill.kernels.reference.lora import LoraPair, LoraRows
 
 
 class LoraPairStruct(Structure):

@@ -29,7 +29,7 @@ from .launch import CachedLaunch, check_device, dot_precision, interpreted, next
 from .tiles import matmul
 
 if TYPE_CHECKING:
-    from batchmill.kernels.ops.lora import LoraRows
+    from batchmill.kernels.reference.lora import LoraRows
 
 #: Rows of a program; tl.dot takes at least 16.
 BLOCK_M = 16

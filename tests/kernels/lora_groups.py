@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from batchmill.kernels.ops.lora import LoraPair, LoraRows
+from batchmill.kernels.reference.lora import LoraPair, LoraRows
 
 #: Columns of the parts, inputs, and for each group its rank and number of rows.
 SHAPES = {

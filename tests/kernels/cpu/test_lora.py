@@ -7,7 +7,8 @@ import torch
 
 from batchmill.kernels.cpu.bindings import add_lora_cpp
 from batchmill.kernels.cpu.isa import Isa
-from batchmill.kernels.ops.lora import LoraRows, add_lora, add_lora_reference
+from batchmill.kernels.ops.lora import add_lora
+from batchmill.kernels.reference.lora import LoraRows, add_lora_reference
 
 from ..lora_groups import SHAPES, Shape, make_groups, wide
 from .checks import assert_near, dtypes, isas, library

@@ -14,7 +14,8 @@ import torch
 
 from batchmill.kernels.ops.decoder_layers import CppAdapter, CppDecoder, CppDecoderSizes, CppLayer
 from batchmill.kernels.ops.linear import PackedLinear
-from batchmill.kernels.ops.lora import LoraPair, LoraWeights
+from batchmill.kernels.ops.lora import LoraWeights
+from batchmill.kernels.reference.lora import LoraPair
 
 USE_AFTER_FORK = """
 import os, torch

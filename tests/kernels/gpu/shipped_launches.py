@@ -43,7 +43,7 @@ from batchmill.kernels.gpu.rope import (
 from batchmill.kernels.gpu.sample import sample_pick_kernel, sample_tile_kernel, sample_triton
 from batchmill.kernels.gpu.sample_floor import sample_floor_kernel
 from batchmill.kernels.gpu.write_kv import write_kv_kernel, write_kv_triton
-from batchmill.kernels.ops.lora import LoraPair, LoraRows
+from batchmill.kernels.reference.lora import LoraPair, LoraRows
 
 from .launches import Launch, record_launches
 

@@ -7,7 +7,7 @@ import os
 import pytest
 import torch
 
-from batchmill.kernels.ops.lora import LoraPair, LoraRows, add_lora_reference
+from batchmill.kernels.reference.lora import LoraPair, LoraRows, add_lora_reference
 
 from ..lora_groups import SHAPES, Shape, make_groups, wide
 
