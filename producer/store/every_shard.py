@@ -101,6 +101,11 @@ class EveryShard:
         return self._stores.shards.list.only is not None
 
     @property
+    def names(self) -> tuple[str, ...]:
+        """The names of all shards, in the order of the list; "" for a single broker."""
+        return tuple(shard.name for shard in self._stores.shards.list.shards)
+
+    @property
     def missing(self) -> tuple[str, ...]:
         """The shards that have failed so far."""
         return self._failures.names
@@ -121,20 +126,24 @@ class EveryShard:
         """Do something in each shard, and return the names and values of those that replied."""
         return list(self._replies(work, self._failures))
 
-    def each(self, work: Callable[[JobStore], Value]) -> list[Value]:
-        """Do something in each shard, and return the values of those that replied, in order."""
-        return [value for _, value in self.named(work)]
+    def named_long(self, work: Callable[[JobStore], Value]) -> list[tuple[str, Value]]:
+        """Do the same with work that may take long.
 
-    def change(self, work: Callable[[JobStore], Value]) -> list[Value]:
-        """Do work that may take long in each shard; return the values of those that replied.
-
-        Only the first reply of a shard is waited for as shortly as in a look.
+        Only the first reply of a shard is waited for as shortly as in other looks.
         """
         found = []
         for name, _ in self.named(lambda store: store.client.ping()):
             with self._failures.of(name):
-                found.append(work(self._stores.at(name)))
+                found.append((name, work(self._stores.at(name))))
         return found
+
+    def each(self, work: Callable[[JobStore], Value]) -> list[Value]:
+        """Do something in each shard, and return the values of those that replied, in order."""
+        return [value for _, value in self.named(work)]
+
+    def each_long(self, work: Callable[[JobStore], Value]) -> list[Value]:
+        """Do work that may take long, as `named_long`, and return the values alone."""
+        return [value for _, value in self.named_long(work)]
 
     def find(self, work: Callable[[JobStore], Value | None]) -> tuple[JobStore, Value] | None:
         """Return the first shard that has something, with it; None if no shard has it.

@@ -220,7 +220,7 @@ def test_long_changes_are_not_cut_by_the_limit_of_a_look(pair: Pair) -> None:
     assert look.each(change) == []
     assert look.missing == ("a", "b")
     stores = JobStores.from_url(pair.url, timeout_s=5, part_limit_s=0.2)
-    assert stores.look().change(change) == [True, True]
+    assert stores.look().each_long(change) == [True, True]
     stores.close()
 
 

@@ -128,7 +128,7 @@ class TopReader:
 
         if store not in self._fleets:
             target_s = QueueMetricsSettings().backlog_target_s
-            self._fleets[store] = FleetReader([store], target_s=target_s)
+            self._fleets[store] = FleetReader(store, target_s=target_s)
         found = store.read(batches(store.read(newest_batch_ids(_NEWEST))))
         unfinished = [b.id for b in found if b is not None and not b.status.is_terminal]
         return self._fleets[store].read(), dict.fromkeys(unfinished, store)

@@ -78,7 +78,7 @@ def change_endpoint(visit: Visit) -> Reply:
             shards.check()
             return Redirect("/webhooks", "disabled")
         case "redeliver":
-            shards.change(lambda store: Endpoints(store).redeliver_all(url, tenant=tenant))
+            shards.each_long(lambda store: Endpoints(store).redeliver_all(url, tenant=tenant))
             shards.check()
             return Redirect("/webhooks", "all-redelivered")
     raise ConsoleError(400, "The form has no action that this page knows.")

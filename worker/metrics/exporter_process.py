@@ -8,7 +8,9 @@ from types import FrameType
 
 import structlog
 
+from batchmill.producer.store.every_shard import JobStores
 from batchmill.producer.store.job_stores import open_job_stores
+from batchmill.producer.store.shard_doubts import COMPARE_LIMIT_S
 
 from .probes import redis_probe
 from .queue_exporter import QueueExporter
@@ -30,9 +32,10 @@ def run_exporter(broker_url: str, settings: ExporterSettings) -> None:
     Raises:
         MetricsFailed: the address is in use.
     """
-    stores, probed = open_job_stores(broker_url), open_job_stores(broker_url)
+    stores = JobStores.from_url(broker_url, timeout_s=None, part_limit_s=COMPARE_LIMIT_S)
+    probed = open_job_stores(broker_url)
     exporter = QueueExporter(
-        [store for _, store in stores],
+        stores,
         target_s=settings.backlog_target_s,
         tenants=settings.metrics_tenants,
     )
@@ -42,7 +45,7 @@ def run_exporter(broker_url: str, settings: ExporterSettings) -> None:
         port,
         service="exporter",
         sources=[exporter.read],
-        probe=redis_probe(*(store.client for _, store in probed)),
+        probe=redis_probe(*(store.client for _, store in probed), needs_all=False),
     )
     ended = threading.Event()
 
@@ -54,5 +57,6 @@ def run_exporter(broker_url: str, settings: ExporterSettings) -> None:
     server.start()
     ended.wait()
     server.close()
-    for _, store in (*stores, *probed):
+    stores.close()
+    for _, store in probed:
         store.close()

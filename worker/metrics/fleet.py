@@ -1,10 +1,10 @@
-"""What all brokers hold at one moment: the source of queue metrics, `status` and `top`."""
+"""What brokers hold at one moment: the source of queue metrics and of `top`."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from redis.exceptions import NoPermissionError
@@ -42,28 +42,26 @@ class Fleet:
 
 
 class FleetReader:
-    """Reads the fleet again and again, and remembers the speed of workers in between.
+    """Reads a broker again and again, and remembers the speed of workers in between.
 
     Every call may raise `redis.exceptions.RedisError`.
     """
 
-    def __init__(self, stores: Sequence[JobStore], *, target_s: float) -> None:
-        """Bind to the stores of all shards, or to the one store.
+    def __init__(self, store: JobStore, *, target_s: float) -> None:
+        """Bind to one store.
 
         Args:
-            stores: the job stores.
+            store: the job store of the broker.
             target_s: seconds in which the workers are to work off what waits.
         """
-        self._stores = stores
+        self._store = store
         self._target_s = target_s
-        self._speeds = [Speeds() for _ in stores]
-        self._kinds: dict[tuple[int, bytes, float], str] = {}
+        self._speeds = Speeds()
+        self._kinds: dict[tuple[bytes, float], str] = {}
 
     def read(self) -> Fleet:
         """Read everything but the kinds of dead letters."""
-        return joined_fleet(list(map(self._read_one, self._stores, self._speeds)))
-
-    def _read_one(self, store: JobStore, speeds: Speeds) -> Fleet:
+        store = self._store
         workers = store.list_workers()
         served = frozenset(queue for worker in workers for queue in worker.queues)
         queues = queue_figures(store)
@@ -77,38 +75,31 @@ class FleetReader:
             served=served,
             paused=frozenset(each.name for each in pauses if each.kind is PauseKind.QUEUE),
             workers=workers,
-            models=model_figures(queues, workers, speeds, target_s=self._target_s),
+            models=model_figures(queues, workers, self._speeds, target_s=self._target_s),
         )
 
-    def letter_kinds(self) -> Mapping[str, int]:
+    def letter_kinds(self) -> Counter[str]:
         """Return how many dead letters are kept, by kind. Only new ones are read."""
         known = self._kinds
-        kept: dict[tuple[int, bytes, float], str] = {}
-        for place, store in enumerate(self._stores):
-            letters = [(place, *letter) for letter in store.read(_letters())]
-            new = [letter for letter in letters if letter not in known]
-            for start in range(0, len(new), _LETTERS_AT_ONCE):
-                page = new[start : start + _LETTERS_AT_ONCE]
-                kinds = store.read(_kinds([id_ for _, id_, _ in page]))
-                known.update(zip(page, kinds, strict=True))
-            kept |= {letter: known[letter] for letter in letters}
-        self._kinds = kept
-        return {kind.value: 0 for kind in DeadLetterKind} | Counter(self._kinds.values())
+        letters = self._store.read(_letters())
+        new = [letter for letter in letters if letter not in known]
+        for start in range(0, len(new), _LETTERS_AT_ONCE):
+            page = new[start : start + _LETTERS_AT_ONCE]
+            known.update(zip(page, self._store.read(_kinds([id_ for id_, _ in page])), strict=True))
+        self._kinds = {letter: known[letter] for letter in letters}
+        return Counter(self._kinds.values())
 
     def oldest_event_age_s(self) -> float:
         """Return the age of the oldest webhook event that waits; 0 without one."""
-        return max(store.read(_oldest_event()) for store in self._stores)
+        return self._store.read(_oldest_event())
 
     def memory(self) -> tuple[int, int] | None:
-        """Return what Redis uses, and its `maxmemory` (0: none), bytes; None without the right.
-
-        Of several shards, the fullest counts: the largest share of its limit, else the most bytes.
-        """
+        """Return what Redis uses, and its `maxmemory` (0: none), bytes; None without the right."""
         try:
-            found = [_memory(store) for store in self._stores]
+            info: Any = self._store.client.info("memory")
         except NoPermissionError:
             return None
-        return max(found, key=lambda each: (each[0] / each[1] if each[1] else 0.0, each[0]))
+        return int(info.get("used_memory", 0)), int(info.get("maxmemory", 0))
 
 
 def joined_fleet(parts: Sequence[Fleet]) -> Fleet:
@@ -125,9 +116,22 @@ def joined_fleet(parts: Sequence[Fleet]) -> Fleet:
     )
 
 
-def _memory(store: JobStore) -> tuple[int, int]:
-    info: Any = store.client.info("memory")
-    return int(info.get("used_memory", 0)), int(info.get("maxmemory", 0))
+def fleet_while_away(last: Fleet) -> Fleet:
+    """Return what stays true of a broker that does not reply: its totals, and the workers it wants.
+
+    Args:
+        last: what it held when it last replied.
+    """
+    gone: dict[str, Any] = {"workers": {}, "running_jobs": 0, "tokens_per_s": 0.0}
+    gone |= {"queued_jobs": 0, "queued_tokens": 0, "backlog_s": 0.0, "capacity_tokens_per_s": None}
+    return Fleet(
+        counts=StoreCounts(0, 0, 0, 0, 0, 0, last.counts.totals),
+        queues=(),
+        served=frozenset(),
+        paused=frozenset(),
+        workers=(),
+        models=[replace(each, **gone) for each in last.models],
+    )
 
 
 def _letters() -> Read[list[tuple[bytes, float]]]:

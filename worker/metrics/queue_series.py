@@ -24,7 +24,19 @@ def _counter(name: str, meaning: str, labels: tuple[str, ...] = ()) -> Series:
 
 BROKER_UP: Final = _gauge(
     "broker_up",
-    "1 if Redis replied to this scrape, otherwise 0, and then no other figure is shown.",
+    "1 if Redis, or any shard, replied to this scrape, otherwise 0, and then no sum is shown.",
+)
+SHARD_UP: Final = _gauge(
+    "shard_up",
+    "1 if the shard replied to this scrape, otherwise 0, and then sums are without it; missing "
+    "with one broker.",
+    ("shard",),
+)
+SHARD_WORKERS_WANTED: Final = _gauge(
+    "shard_workers_wanted",
+    "The wanted workers of one shard, which keep their last number while it is away; missing with "
+    "one broker.",
+    ("shard", "model_name"),
 )
 QUEUED_JOBS: Final = _gauge("queued_jobs", "Jobs that wait and are not delayed.", _QUEUE)
 DELAYED_JOBS: Final = _gauge("delayed_jobs", "Jobs whose delay is not over.", _QUEUE)
@@ -111,7 +123,8 @@ TENANT_TOKENS: Final = _gauge(
 )
 
 QUEUE_SERIES: Final = (
-    *(BROKER_UP, QUEUED_JOBS, DELAYED_JOBS, QUEUED_TOKENS, ANNOUNCED_JOBS, OLDEST_QUEUED_AGE),
+    *(BROKER_UP, SHARD_UP, SHARD_WORKERS_WANTED),
+    *(QUEUED_JOBS, DELAYED_JOBS, QUEUED_TOKENS, ANNOUNCED_JOBS, OLDEST_QUEUED_AGE),
     *(QUEUE_SERVED, QUEUE_PAUSED, BACKLOG, WORKERS_WANTED, CAPACITY, SPEED, RUNNING_JOBS, WORKERS),
     *(JOBS_SUBMITTED, JOBS_ENDED, JOBS_RETRIED, ATTEMPTS_REQUEUED, LEASE_EXPIRATIONS, DEAD_LETTERS),
     *(DEAD_LETTERS_DROPPED, INBOX_DOCUMENTS, WEBHOOKS_SETTLED, WEBHOOKS_WAITING, WEBHOOK_OLDEST),

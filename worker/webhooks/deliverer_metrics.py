@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
-from batchmill.producer.store.job_store import JobStore
-from batchmill.producer.store.job_stores import open_job_stores
+from batchmill.producer.store.every_shard import JobStores
+from batchmill.producer.store.shard_doubts import COMPARE_LIMIT_S
 from batchmill.worker.metrics.deliverer_series import IN_FLIGHT, OUTBOX_SILENT, DelivererMeter
 from batchmill.worker.metrics.probes import Probe
 from batchmill.worker.metrics.queue_exporter import QueueExporter
@@ -36,10 +36,10 @@ def serve_metrics(
         yield from number(OUTBOX_SILENT, deliverer.broker_silent_s)
 
     sources: list[Source] = [meter.read, gauges]
-    stores: list[JobStore] = []
+    stores: JobStores | None = None
     if settings.metrics_queues:
         # The scrapes have connections of their own.
-        stores = [store for _, store in open_job_stores(broker_url)]
+        stores = JobStores.from_url(broker_url, timeout_s=None, part_limit_s=COMPARE_LIMIT_S)
         exporter = QueueExporter(
             stores, target_s=settings.backlog_target_s, tenants=settings.metrics_tenants
         )
@@ -55,7 +55,7 @@ def serve_metrics(
 
     def close() -> None:
         server.close()
-        for store in stores:
-            store.close()
+        if stores is not None:
+            stores.close()
 
     return close

@@ -14,6 +14,7 @@ from batchmill.producer.protocol import keys
 from batchmill.producer.protocol.pauses import PauseKind
 from batchmill.producer.protocol.records import DeadLetterKind
 from batchmill.producer.protocol.replies import Claim
+from batchmill.producer.store.every_shard import JobStores
 from batchmill.producer.store.job_store import JobStore
 from batchmill.producer.store.pauses import Pauses
 from batchmill.worker.metrics.probes import Health
@@ -49,8 +50,8 @@ def client(redis_url: str) -> Iterator[Client]:
 @contextmanager
 def served(url: str, **options: Any) -> Iterator[int]:
     """Serve an exporter, and yield its port."""
-    store = JobStore.from_url(url)
-    exporter = QueueExporter([store], target_s=60, **options)
+    stores = JobStores.from_url(url, timeout_s=None, part_limit_s=1)
+    exporter = QueueExporter(stores, target_s=60, **options)
     server = MetricsServer(
         "127.0.0.1",
         0,
@@ -61,7 +62,7 @@ def served(url: str, **options: Any) -> Iterator[int]:
     server.start()
     yield server.port
     server.close()
-    store.close()
+    stores.close()
 
 
 @pytest.fixture
@@ -202,7 +203,7 @@ def test_the_catalogue_lists_exactly_what_is_shown(redis_server: RedisServer) ->
         found = scrape(port)
     store.close()
     own = {name for name in found.names if name.startswith("batchmill_")}
-    assert own == {series.name for series in QUEUE_SERIES}
+    assert own == {series.name for series in QUEUE_SERIES if "shard" not in series.labels}
     assert_kinds_and_labels(found)
 
 
@@ -223,6 +224,46 @@ def test_an_outage_of_redis_is_shown(private_redis_server: RedisServer) -> None:
         assert "batchmill_queued_jobs" not in found.names
         private_redis_server.start()
         assert scrape(port).value("batchmill_broker_up") == 1
+
+
+def test_while_a_shard_is_away_the_figures_of_the_others_stay_and_it_is_named(
+    redis_server: RedisServer, private_redis_server: RedisServer
+) -> None:
+    url = f"a={redis_server.url} b={private_redis_server.url}"
+    stats = {"jobs": 0, "busy_tokens_per_s": 0.5}
+    with served(url, tenants=("t0",)) as port, Client(url) as client:
+        for tenant in ("t0", "t0", "t1"):  # the first goes to a, the second to b
+            client.submit("x", tenant=tenant, max_tokens=50)
+        for server in (redis_server, private_redis_server):
+            store = JobStore.from_url(server.url)
+            store.announce_worker(worker_info("w", stats=stats))
+            store.close()
+        both = scrape(port)
+        private_redis_server.kill()
+        found = scrape(port)
+        with served(url) as other_port:
+            late = scrape(other_port)
+        private_redis_server.start()
+        again = scrape(port)
+    shards = [("a", "b"), ("a",), ("a",), ("a", "b")]
+    for one, up in zip((both, found, late, again), shards, strict=True):
+        assert one.value("batchmill_broker_up") == 1
+        assert [one.value("batchmill_shard_up", shard=name) for name in "ab"] == [
+            float(name in up) for name in "ab"
+        ]
+    assert both.value("batchmill_queued_jobs", **NORMAL) == 3
+    assert found.value("batchmill_queued_jobs", **NORMAL) == 2
+    assert found.value("batchmill_tenant_queued_jobs", tenant="t0") == 2
+    # A total does not fall, and no worker is given up.
+    assert found.value("batchmill_jobs_submitted_total") == 3
+    assert "batchmill_jobs_submitted_total" not in late.names
+    wanted = [
+        both.value("batchmill_shard_workers_wanted", shard=name, model_name="demo") for name in "ab"
+    ]
+    assert min(wanted) >= 1
+    assert found.value("batchmill_workers_wanted", model_name="demo") == sum(wanted)
+    assert late.value("batchmill_workers_wanted", model_name="demo") == wanted[0]
+    assert_kinds_and_labels(found)
 
 
 def test_probes_and_other_paths() -> None:
