@@ -91,7 +91,7 @@ def test_every_series_of_ours_is_on_the_dashboard_or_explained() -> None:
         *("batchmill_dead_letters_dropped_total", "batchmill_tenant_queued_jobs"),
         *("batchmill_tenant_queued_tokens", "batchmill_num_requests_waiting"),
         *("batchmill_cache_config_info", "batchmill_max_num_seqs", "batchmill_active_jobs"),
-        "batchmill_tensor_parallel_size",
+        *("batchmill_tensor_parallel_size", "batchmill_shard_workers_wanted"),
         *("batchmill_busy_tokens_per_second", "batchmill_engine_steps_total"),
         *("batchmill_jobs_claimed_total", "batchmill_jobs_processed_total"),
         *("batchmill_request_time_per_output_token_seconds", "batchmill_request_params_n"),
