@@ -62,7 +62,8 @@ NUM_RANKS: Final = _gauge(
 MAX_SEQS: Final = _gauge("max_num_seqs", "Requests that the engine computes together at most.")
 ACTIVE_JOBS: Final = _gauge("active_jobs", "Jobs that the worker holds.")
 MEDIA_CACHE_BYTES: Final = _gauge(
-    "mm_cache_bytes", "Memory that the features of pictures and sounds take."
+    "mm_cache_bytes",
+    "Memory that the features of pictures and sounds take; missing if the model takes none.",
 )
 UNSAVED_TOKENS: Final = _gauge("unsaved_tokens", "Generated tokens that no checkpoint holds yet.")
 ENGINE_READY: Final = _gauge("engine_ready", "1 if a model is loaded, otherwise 0.")
