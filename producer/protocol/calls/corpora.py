@@ -26,20 +26,27 @@ class Corpus:
 
 
 def corpus_jobs(corpus: Corpus) -> Read[list[str]]:
-    """Read the jobs of a corpus whose records have not expired, the newest first."""
+    """Read the jobs of a corpus whose records have not expired, the newest first.
+
+    Empty if another program has written something else under its name.
+    """
 
     def queue(pipeline: Any) -> None:
         pipeline.time()
-        pipeline.zrevrange(keys.corpus(corpus.tenant, corpus.digest), 0, -1, withscores=True)
+        name = keys.corpus(corpus.tenant, corpus.digest)
+        pipeline.zrevrange(name, 0, corpus.max_jobs - 1, withscores=True)
 
     def parse(replies: list[Any]) -> list[str]:
-        (seconds, microseconds), entries = replies
+        now, entries = replies
+        seconds, microseconds = stored(now)
         now_ms = seconds * 1000 + microseconds // 1000
         return [
-            job_id.decode(errors="replace") for job_id, until_ms in entries if until_ms > now_ms
+            job_id.decode(errors="replace")
+            for job_id, until_ms in stored(entries, default=())
+            if until_ms > now_ms
         ]
 
-    return Read(queue, parse)
+    return Read(queue, parse, keeps_errors=True)
 
 
 def corpus_outputs(job_ids: Sequence[str]) -> Read[list[list[int]]]:

@@ -81,7 +81,7 @@ def test_a_job_without_a_corpus_runs_no_further_command(bench: Bench) -> None:
     num_commands("first", None)
     plain = num_commands("plain", None)
     assert num_commands("again", None) == plain
-    assert plain < num_commands("learned", ROWS) <= plain + 10
+    assert plain < num_commands("learned", ROWS) <= plain + 12
 
 
 @pytest.mark.parametrize("by", ["id", "tag", "tenant"])
@@ -114,6 +114,29 @@ def test_an_expired_job_is_read_no_more(bench: Bench) -> None:
     bench.redis.zadd(keys.corpus("acme", "a1b2"), {"old": 1})
     assert outputs(bench) == {"new": [2]}
     assert 0 < bench.redis.pttl(keys.corpus("acme", "a1b2")) <= 60_000
+
+
+def test_a_job_with_a_short_time_to_live_does_not_shorten_that_of_others(bench: Bench) -> None:
+    complete(bench, "long", [1])
+    complete(bench, "short", [2], result_ttl_ms=100)
+    assert outputs(bench)["long"] == [1]
+    for name in corpus_keys(bench):
+        assert bench.redis.pttl(name) > 1000, name
+
+
+def test_keys_of_another_type_keep_no_job_from_ending_or_being_forgotten(bench: Bench) -> None:
+    names = (keys.corpus("acme", "a1b2"), keys.tenant_corpora("acme"), keys.CORPORA)
+    for name in names:
+        bench.redis.set(name, "foreign")
+    complete(bench, "j", [1])
+    assert outputs(bench) == {"j": [1]}
+    for name in names:
+        bench.redis.delete(name)
+        bench.redis.set(name, "foreign")
+    assert outputs(bench) == {}
+    bench.store.run(job_calls.forget("j"))
+    assert not bench.redis.exists(keys.job("j"))
+    bench.redis.delete(*names)
 
 
 def test_corpora_that_learned_longest_ago_are_dropped(bench: Bench) -> None:

@@ -6,7 +6,7 @@
 local KEYS_OF_TYPE = {
   zset = { LEASES, DEADLINES, QUEUES, OUTBOX, SETTLED_EVENTS, FAST_HOSTS, FIRST_HOSTS, MORE_HOSTS, REPLAY_HOSTS, DEAD,
     SESSIONS, BATCHES, BATCHES_DUE, BATCH_INTAKES, CELERY_ENDS, TASKS_TAKEN, INBOX_TAKEN, SCHEDULED, EXPIRING, SERVED,
-    LEFTOVERS, USED_TOKENS, PAYLOADS, PAYLOADS_UNUSED, MEDIA_DUE },
+    LEFTOVERS, USED_TOKENS, PAYLOADS, PAYLOADS_UNUSED, MEDIA_DUE, CORPORA },
   hash = { TOTALS, PAUSED, ENDPOINTS_DISABLED, UNUSABLE, INBOX_DOCUMENTS, INBOX_TAKERS, OUTBOX_TAKERS,
     CELERY_END_TAKERS, RECEIVER_SECRETS, USAGE, RECOUNT, TENANTS, ADAPTERS, STEERING_VECTORS,
     REPAIR, MEMORY },
@@ -25,13 +25,13 @@ local function delete_unless(kind, key)
   deleted_keys[#deleted_keys + 1] = key
 end
 
--- ZADD to an index, also if its key is of another type.
+-- ZADD to an index, also if its key is of another type. Return its reply.
 local function add_entry(index, ...)
   local reply = redis.pcall('ZADD', index, ...)
-  if type(reply) == 'number' then return end
+  if type(reply) == 'number' then return reply end
   if not string.find(reply.err, 'WRONGTYPE', 1, true) then error(reply, 0) end -- Redis may be full
   delete_unless('zset', index)
-  redis.call('ZADD', index, ...)
+  return redis.call('ZADD', index, ...)
 end
 
 local function delete_foreign_keys()
