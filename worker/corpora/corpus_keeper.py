@@ -7,7 +7,7 @@ import threading
 import time
 from array import array
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -27,6 +27,8 @@ _MAX_CORPORA: Final = 32
 #: Tokens of a corpus that are kept, those of the newest jobs: the index of so many is built in
 #: about 30 ms.
 _MAX_TOKENS: Final = 65_536
+#: Outputs that are read at once.
+_PAGE: Final = 32
 #: Once a corpus is full, one of so many jobs replaces the oldest.
 _LEARNS_OF_FULL: Final = 8
 
@@ -36,10 +38,12 @@ class _Kept:
     used_at: float
     read_at: float | None = None
     outputs: dict[str, array[int]] = field(default_factory=dict)
+    #: Whether it has as many jobs or tokens as it may have.
+    is_full: bool = False
     is_sent: bool = True
 
-    def is_due(self, now: float, max_jobs: int) -> bool:
-        refresh_s = _REFRESH_S if len(self.outputs) >= max_jobs else _GROWING_REFRESH_S
+    def is_due(self, now: float) -> bool:
+        refresh_s = _REFRESH_S if self.is_full else _GROWING_REFRESH_S
         return self.read_at is None or now - self.read_at >= refresh_s
 
 
@@ -80,8 +84,7 @@ class CorpusKeeper:
             kept = self._corpora.setdefault(corpus, _Kept(self._clock()))
             kept.used_at = self._clock()
             self._corpora.move_to_end(corpus)
-            is_full = len(kept.outputs) >= corpus.max_jobs
-        return not is_full or self._rng.randrange(_LEARNS_OF_FULL) == 0
+        return not kept.is_full or self._rng.randrange(_LEARNS_OF_FULL) == 0
 
     def note_new_engine(self) -> None:
         """Send all corpora again: a new engine has none."""
@@ -100,7 +103,7 @@ class CorpusKeeper:
         with self._lock:
             corpora = list(self._corpora.items())
         for corpus, kept in corpora:
-            if kept.is_due(now, corpus.max_jobs):
+            if kept.is_due(now):
                 self._read(corpus, kept)
                 kept.read_at = now
             if not kept.is_sent:
@@ -123,22 +126,31 @@ class CorpusKeeper:
 
     def _read(self, corpus: Corpus, kept: _Kept) -> None:
         """Read which outputs a corpus has, and those that are new."""
-        job_ids = self._store.read(corpus_jobs(corpus))[: corpus.max_jobs]
-        missing = [job_id for job_id in job_ids if job_id not in kept.outputs]
-        new: Sequence[list[int]] = self._store.read(corpus_outputs(missing)) if missing else ()
-        known = {
-            **kept.outputs,
-            **{job_id: array("I", found) for job_id, found in zip(missing, new, strict=True)},
-        }
+        job_ids = self._store.read(corpus_jobs(corpus))
         outputs: dict[str, array[int]] = {}
         num_tokens = 0
-        for job_id in job_ids:
-            num_tokens += len(known[job_id])
+        for job_id, output in self._newest(job_ids, kept.outputs):
+            num_tokens += len(output)
             if num_tokens > _MAX_TOKENS:
                 break
-            outputs[job_id] = known[job_id]
+            outputs[job_id] = output
+        kept.is_full = num_tokens > _MAX_TOKENS or len(outputs) >= corpus.max_jobs
         if outputs.keys() != kept.outputs.keys():
             kept.outputs, kept.is_sent = outputs, False
+
+    def _newest(
+        self, job_ids: Sequence[str], known: Mapping[str, array[int]]
+    ) -> Iterator[tuple[str, array[int]]]:
+        """Yield jobs with their outputs; those that are not known are read as they are needed."""
+        for start in range(0, len(job_ids), _PAGE):
+            page = job_ids[start : start + _PAGE]
+            missing = [job_id for job_id in page if job_id not in known]
+            new: Sequence[list[int]] = self._store.read(corpus_outputs(missing)) if missing else ()
+            outputs = {
+                **known,
+                **dict(zip(missing, (array("I", each) for each in new), strict=True)),
+            }
+            yield from ((job_id, outputs[job_id]) for job_id in page)
 
 
 def engine_name(corpus: Corpus) -> str:

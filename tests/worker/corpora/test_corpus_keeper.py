@@ -131,6 +131,25 @@ def test_a_full_corpus_learns_from_few_jobs_and_has_the_newest_tokens(bench: Ben
     assert 0 < sum(bench.keeper.note_claim(many) for _ in range(800)) < 400
 
 
+def test_outputs_beyond_the_most_tokens_are_not_read_again_and_again(bench: Bench) -> None:
+    long = Corpus("acme", "d4", 256)
+    for number in range(70):
+        bench.learn(f"j{number}", [7] * 4000, long)
+
+    def num_outputs_read(after_s: float) -> int:
+        bench.store.client.config_resetstat()
+        bench.look(after_s)
+        return int(
+            bench.store.client.info("commandstats").get("cmdstat_get", {"calls": 0})["calls"]
+        )
+
+    bench.keeper.note_claim(long)
+    assert num_outputs_read(0) <= 32
+    assert num_outputs_read(1.5) == 0
+    assert num_outputs_read(10) <= 32
+    assert 0 < sum(bench.keeper.note_claim(long) for _ in range(800)) < 400
+
+
 def claim(prefix: str = "", **changes: Any) -> Claim:
     fields: dict[str, Any] = {"prefix": prefix, "identity": "model-1", **changes}
     return Claim("j", "1.n", b"{}", [], 1, False, None, 0, 0, 0, **fields)
