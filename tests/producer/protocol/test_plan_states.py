@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+from batchmill.producer.encryption.key_ring import KeyRing, new_key
 from batchmill.producer.protocol import keys
+from batchmill.producer.protocol.calls import rewrap
 from batchmill.producer.protocol.replies import (
     Claim,
     HeldJob,
@@ -13,6 +15,9 @@ from batchmill.producer.protocol.replies import (
     ReleaseCause,
     WriteStatus,
 )
+from batchmill.producer.store.job_store import JobStore
+
+from ..conftest import Bench
 
 STATE = b"\x00the state of a search\xff"
 
@@ -59,3 +64,13 @@ def test_a_saved_state_forgives_lost_workers(bench: Any) -> None:
     bench.redis.hset(keys.job("j"), "lost_leases", 3)
     save(bench, claim)
     assert bench.redis.hget(keys.job("j"), "lost_leases") is None
+
+
+def test_the_record_names_the_key_of_a_saved_state_after_a_change_of_keys(bench: Any) -> None:
+    old, new = new_key("old"), new_key("new")
+    claim = Bench(JobStore(bench.redis, key_ring=KeyRing([old]))).started("j")
+    newer = JobStore(bench.redis, key_ring=KeyRing([new, old]))
+    newer.save_plans([PlanState("j", claim.fence, claim.identity, STATE)])
+    newer.run(rewrap.note_keys("j", None))
+    named = bench.redis.hget(keys.job("j"), "sealed_with").decode()
+    assert named == " ".join(sorted([new.id, old.id]))

@@ -32,7 +32,8 @@ local key_id = piece and piece.key_id or payload_key
 if kind == 'job' then
   -- Until `rewrap_settle` the job needs the old key as well: a claim may have read the old value.
   if field == 'doc' and payload then note_seal_key(id, READS_PAYLOADS) end
-  if field == 'doc' and key_id and key_id ~= '-' then note_seal_key(id, key_id) end
+  local is_for_worker = field == 'doc' or field == 'plan_state'
+  if is_for_worker and key_id and key_id ~= '-' then note_seal_key(id, key_id) end
   if payload then keep_payload(id, payload, redis.call('HGET', key, 'payloads'), now) end
 elseif payload then
   redis.call('ZADD', PAYLOADS, 'XX', now + PAYLOAD_CHECK_MS, payload)

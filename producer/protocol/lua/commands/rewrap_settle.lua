@@ -4,7 +4,8 @@
 -- @include keys, payloads, sealed, server
 allow_writes_when_full()
 local id = ARGV[1]
-local f = redis.call('HMGET', job_key(id), 'sealed_with', 'doc', 'state', 'tenant', 'idempotency_key', 'media')
+local f = redis.call('HMGET', job_key(id), 'sealed_with', 'doc', 'state', 'tenant', 'idempotency_key', 'media',
+  'plan_state')
 if not f[3] then return '' end
 local known = {}
 local function add(key_id)
@@ -15,6 +16,8 @@ local piece, name, key_id = split_sealed(f[2] or ''), split_reference(f[2] or ''
 add(piece and piece.key_id)
 add(key_id)
 add(name and READS_PAYLOADS)
+piece = split_sealed(f[7] or '')
+add(piece and piece.key_id)
 -- Seals of a text that the result has replaced say nothing.
 local has_output = { tokens = redis.call('EXISTS', tokens_key(id)) == 1, text = redis.call('EXISTS', text_key(id)) == 1,
   thoughts = redis.call('EXISTS', thoughts_key(id)) == 1 }
