@@ -16,7 +16,7 @@ from batchmill.producer.job.document import GenerationJob
 from batchmill.producer.job.validation import parse_document
 from batchmill.producer.protocol import keys
 from batchmill.producer.protocol.attempts import AttemptCause
-from batchmill.producer.protocol.media import DECODES, MEDIA_EXTRA
+from batchmill.producer.protocol.media import MEDIA_EXTRA
 from batchmill.producer.protocol.payloads import is_reference
 from batchmill.producer.protocol.replies import Claim, ClaimRefusal, JobState, ReleaseCause
 from batchmill.producer.store.job_store import JobStore
@@ -25,7 +25,6 @@ from batchmill.producer.store.submission import check_retry
 from batchmill.worker.corpora.corpus_keeper import CorpusKeeper, engine_name
 from batchmill.worker.corpora.corpus_name import corpus_of
 from batchmill.worker.engine_host.messages import AddRequest
-from batchmill.worker.media.decoder import can_decode
 from batchmill.worker.metrics.worker_meter import JobMeter
 from batchmill.worker.settings import WorkerSettings
 
@@ -189,7 +188,7 @@ class JobClaimer:
             nonce=parked.nonce,
             session=self._session,
             prefixes=prefixes,
-            abilities=[ability for kind, ability in DECODES.items() if can_decode(kind)],
+            abilities=self._media.abilities(),
         )
         if isinstance(claim, ClaimRefusal):
             self._on_refused(task, claim)

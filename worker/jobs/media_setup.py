@@ -42,4 +42,6 @@ def media_threads(
             decode_time_s=time_s,
         ),
     )
-    return MediaThreads(reader)
+    return MediaThreads(
+        reader, settings.served_name, read_kinds=lambda: getattr(link.ready, "media", None)
+    )

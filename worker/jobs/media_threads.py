@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import replace
 
 import structlog
@@ -11,6 +11,8 @@ from redis.exceptions import RedisError
 
 from batchmill.producer.errors import BatchmillError, JobRejected
 from batchmill.producer.job.document import GenerationJob
+from batchmill.producer.protocol.media import DECODES
+from batchmill.worker.media.decoder import can_decode
 from batchmill.worker.media.errors import MediaError
 from batchmill.worker.media.reader import MediaOwner, MediaReader
 
@@ -31,9 +33,19 @@ class MediaThreads:
     prepares its media again, from the same bytes.
     """
 
-    def __init__(self, reader: MediaReader) -> None:
-        """Bind to what reads media, without starting a thread."""
+    def __init__(
+        self, reader: MediaReader, model: str, read_kinds: Callable[[], Collection[str] | None]
+    ) -> None:
+        """Bind to what reads media, without starting a thread.
+
+        Args:
+            reader: reads and decodes media.
+            model: what jobs call it, for messages.
+            read_kinds: returns the kinds that the model takes; None while there is no engine.
+        """
         self._reader = reader
+        self._model = model
+        self._read_kinds = read_kinds
         self._lock = threading.Lock()
         self._jobs: set[ActiveJob] = set()
         self._threads = LazyThreads("media", NUM_THREADS, failure="media_failed")
@@ -42,6 +54,21 @@ class MediaThreads:
     def is_full(self) -> bool:
         """Whether every thread may be preparing a job."""
         return len(self._jobs) >= NUM_THREADS
+
+    def abilities(self) -> list[str]:
+        """Return what this worker can do, as jobs with media need it.
+
+        Media of a kind that the model does not take need no decoder: their jobs are refused.
+        """
+        return [
+            ability
+            for kind, ability in DECODES.items()
+            if can_decode(kind) or not self._is_taken(kind)
+        ]
+
+    def _is_taken(self, kind: str) -> bool:
+        kinds = self._read_kinds()
+        return kinds is None or kind in kinds
 
     def prepare(self, job: ActiveJob, document: GenerationJob, take: Take) -> None:
         """Put a job's media into its request, and pass it on."""
@@ -68,6 +95,7 @@ class MediaThreads:
         owner = MediaOwner(claim.job_id, claim.fence, job.tenant, claim.media)
         problem: JobRejected | None = None
         try:
+            self._check_taken(document)
             media = self._reader.read(owner, document.media)
             job.request = replace(job.request, media=media)
         except (MediaError, BatchmillError) as error:
@@ -88,3 +116,17 @@ class MediaThreads:
                 self._jobs.discard(job)
         if is_wanted:
             take(job, problem)
+
+    def _check_taken(self, document: GenerationJob) -> None:
+        """Check that the model takes the media of a job, before any is fetched or decoded.
+
+        Raises:
+            JobRejected: `unsupported_parameter`: it does not.
+        """
+        for part in document.media:
+            if not self._is_taken(part.type):
+                raise JobRejected(
+                    f"messages have a part of type {part.type}, and the model {self._model} takes "
+                    "none: leave it out, or use a model that does",
+                    code="unsupported_parameter",
+                )
