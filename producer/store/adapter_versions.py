@@ -14,6 +14,7 @@ from .job_store import JobStore
 
 #: Records that are read with one call.
 _PAGE = 1000
+_TERMINAL = frozenset(state.value.encode() for state in JobState if state.is_terminal)
 
 
 def names_of_versions(stores: Iterable[JobStore]) -> dict[str, list[str]]:
@@ -51,13 +52,16 @@ def _pages(store: JobStore) -> Iterable[list[bytes]]:
 
 
 def _unfinished(store: JobStore, page: list[bytes]) -> dict[bytes, str]:
-    """Return the versions of those jobs of a page that need one."""
+    """Return the versions of those jobs of a page that need one.
+
+    A record whose state batchmill did not write counts, so that no version is deleted for it.
+    """
     with store.client.pipeline(transaction=False) as pipeline:
         for key in page:
             pipeline.hmget(key, ["state", "lora"])
         replies: list[Any] = pipeline.execute()
     return {
-        key: digest.decode()
+        key: digest.decode(errors="replace")
         for key, (state, digest) in zip(page, replies, strict=True)
-        if state and digest and not JobState(state.decode()).is_terminal
+        if state and digest and state not in _TERMINAL
     }

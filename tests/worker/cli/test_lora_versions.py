@@ -11,6 +11,7 @@ import pytest
 
 from batchmill.engine.adapters.folder import read_files, store_files
 from batchmill.producer import Client
+from batchmill.producer.protocol import keys
 from batchmill.producer.store.adapters import RegisteredAdapter, register_adapter, remove_adapter
 from batchmill.producer.store.job_store import JobStore
 
@@ -53,6 +54,7 @@ def test_only_versions_that_nothing_needs_are_deleted(
     assert versions[three]["names"] == ["style"]
     assert run("prune", "--dry-run")["deleted"] == [unused]
     assert run("prune")["deleted"] == [unused]
+    store.client.hset(keys.job("forged"), mapping={"state": "odd", "lora": two})
     jobs[0].cancel()
     jobs[2].cancel()
     assert run("prune")["deleted"] == [one]  # jobs end, but a name stands for the third
