@@ -97,7 +97,7 @@ class Engine:
         self._pipeline = make_pipeline(config, loaded, self._kv_cache, self._feature_cache)
         self._overlaps = config.overlaps_on(loaded.model.device.type)
         self._intake = RequestIntake(config, loaded, self._scheduler)
-        self._corpora = DraftCorpora()
+        self._corpora = DraftCorpora(loaded.config.vocab_size)
         self._counter = StatsCounter()
         self._unfinished = UnfinishedRequests(self._scheduler, self._counter)
         self._pooled_intake = PooledIntake(config, loaded, self._scheduler)
@@ -252,8 +252,8 @@ class Engine:
         Args:
             name: Any name. Requests of different users need different ones: the time that an
                 output takes tells what its corpus has.
-            outputs: Token ids of finished outputs of the same kind; some hundred are enough. Empty
-                forgets the corpus.
+            outputs: Token ids of finished outputs of the same kind; some hundred are enough. One
+                with a token that the model does not have is left out. Empty forgets the corpus.
         """
         self._corpora.replace(name, outputs)
 

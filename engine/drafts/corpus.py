@@ -84,18 +84,27 @@ class CorpusLookup:
 class DraftCorpora:
     """The corpora of an engine, by the names that its caller gives them."""
 
-    __slots__ = ("_corpora",)
+    __slots__ = ("_corpora", "_vocab_size")
 
-    def __init__(self) -> None:
-        """Begin without any."""
+    def __init__(self, vocab_size: int) -> None:
+        """Begin without any; the model has so many tokens."""
         self._corpora: dict[str, DraftCorpus] = {}
+        self._vocab_size = vocab_size
 
     def find(self, name: str | None) -> DraftCorpus | None:
         """Return the corpus of a name, which may be filled later; None without a name."""
         return None if name is None else self._corpora.setdefault(name, DraftCorpus())
 
     def replace(self, name: str, sequences: Sequence[Sequence[int]]) -> None:
-        """Replace the outputs of a corpus; without any, it is forgotten."""
-        self._corpora.setdefault(name, DraftCorpus()).replace(sequences)
-        if not sequences:
+        """Replace the outputs of a corpus; without any, it is forgotten.
+
+        An output with a token that the model does not have is left out: whoever can write to the
+        caller's store may have made it, and as a draft it would fail the step of all requests.
+        """
+        known = [each for each in sequences if self._is_known(each)]
+        self._corpora.setdefault(name, DraftCorpus()).replace(known)
+        if not known:
             del self._corpora[name]
+
+    def _is_known(self, token_ids: Sequence[int]) -> bool:
+        return not token_ids or (min(token_ids) >= 0 and max(token_ids) < self._vocab_size)

@@ -154,3 +154,17 @@ def test_an_engine_without_tokens_from_a_corpus_uses_none(byte_engine: MakeEngin
     engine.set_draft_corpus("rows", tokens_of(expected))
     assert content(run(engine, {"greedy": GREEDY})) == content(expected)
     assert engine.draft_counts() is None
+
+
+def test_an_output_with_a_token_that_the_model_does_not_have_is_left_out(
+    byte_engine: MakeEngine,
+) -> None:
+    expected = run(byte_engine(), {"greedy": GREEDY}, corpus=None)
+    (known,) = tokens_of(expected)
+    engine = byte_engine()
+    engine.set_draft_corpus("rows", [[*known[:5], 2**31]] * 3)
+    assert content(run(engine, {"greedy": GREEDY})) == content(expected)
+    assert engine.draft_counts() is None
+    engine.set_draft_corpus("rows", [known, [2**31]])
+    assert content(run(engine, {"greedy": GREEDY})) == content(expected)
+    assert engine.draft_counts() is not None
