@@ -20,8 +20,9 @@ def corpus_of(
 ) -> Corpus | None:
     """Return the corpus of a claimed job; None if it has none.
 
-    Jobs share a corpus if they have the same tenant, the same engine identity, the same adapter and
-    steering vector, and the same template: the name that they give, or the beginning of the prompt.
+    Jobs share a corpus if they have the same tenant and `cache_salt`, the same engine identity, the
+    same adapter and steering vector, and the same template: the name that they give, or the
+    beginning of the prompt.
     """
     name = document.draft_corpus
     if mode == "off" or name == NO_CORPUS or document.plan[0] is not None:
@@ -32,6 +33,7 @@ def corpus_of(
         template = f"prefix\0{claim.prefix}"
     else:
         return None
-    parts = (claim.identity, claim.lora or "", claim.steering or "", template)
+    salt = document.cache_salt or ""
+    parts = (claim.identity, claim.lora or "", claim.steering or "", salt, template)
     digest = hashlib.blake2b("\0".join(parts).encode(), digest_size=16).hexdigest()
     return Corpus(document.tenant or keys.DEFAULT_TENANT, digest, max_jobs)

@@ -191,6 +191,7 @@ def test_what_makes_outputs_differ_makes_another_corpus() -> None:
         name(draft_corpus="p"),
         name(tenant="acme"),
         name(tenant="acme", draft_corpus="rows"),
+        name(cache_salt="user-1", draft_corpus="rows"),
         name(claim("q")),
         name(claim("p", identity="model-2")),
         name(claim("p", lora="d1")),
