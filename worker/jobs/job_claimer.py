@@ -334,7 +334,7 @@ class JobClaimer:
 
     def _run_with_media(self, job: ActiveJob, document: GenerationJob) -> None:
         """Run a job; if it has pictures or sounds, once they are decoded."""
-        if document.media:
+        if document.media and not self._closed:
             self._media.prepare(job, document, self._take_media)
         else:
             self._run(job)
