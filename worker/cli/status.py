@@ -18,6 +18,7 @@ from .broker_connection import (
     resolve_broker,
 )
 from .errors import usage_error
+from .left_jobs import describe_left_job
 from .options import BrokerUrlOption, IntervalOption, JsonOption
 from .pauses import pause_of_job
 from .status_watch import StatusWatch
@@ -63,6 +64,7 @@ def _show_job(job_id: str, broker_url: str | None, *, as_json: bool) -> None:
         job = client.job(job_id).status()
     with open_store_of(broker_url, job_id) as store:
         pause = pause_of_job(store, job_id)
+        left = describe_left_job(store, job_id)
     if as_json:
         paused = None if pause is None else asdict(pause)
         print_json(job.model_dump(mode="json") | {"pause": paused})
@@ -70,6 +72,7 @@ def _show_job(job_id: str, broker_url: str | None, *, as_json: bool) -> None:
     rows: list[tuple[str, object]] = [
         ("state", f"{job.state.value}{' (cancelling)' if job.cancelling else ''}"),
         *([("waits", pause.describe())] if pause is not None else []),
+        *([("waits", left)] if left is not None else []),
         ("model", job.model),
         ("tenant", job.tenant),
         ("output tokens", job.output_tokens),
