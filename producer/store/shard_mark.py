@@ -155,18 +155,16 @@ def _put(mark: ShardMark) -> Read[None]:
 
 
 def _fields(mark: ShardMark) -> dict[str, str]:
-    fields = {"name": mark.name, "names": mark.names, "accepted": json.dumps(mark.accepted)}
-    return fields | ({"lists": json.dumps(mark.lists)} if mark.lists else {})
+    texts = {"name": mark.name, "names": mark.names}
+    return texts | {"accepted": json.dumps(mark.accepted), "lists": json.dumps(mark.lists)}
 
 
 def _mark(values: Sequence[bytes | None]) -> ShardMark | None:
-    name, names, accepted, lists = values
+    name, names, accepted, lists = [value or b"" for value in values]
     try:
-        return ShardMark(
-            (name or b"").decode(),
-            (names or b"").decode(),
-            tuple(map(str, json.loads(accepted or b""))),
-            tuple(map(str, json.loads(lists or b"[]"))),
-        )
+        newest, known = names.decode(), tuple(map(str, json.loads(lists or b"[]")))
+        # `shards accept` of an earlier version notes a list without adding it to all lists.
+        all_known = known if newest in known else ()
+        return ShardMark(name.decode(), newest, tuple(map(str, json.loads(accepted))), all_known)
     except (ValueError, TypeError):
         return None
