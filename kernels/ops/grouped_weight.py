@@ -14,7 +14,7 @@ BLOCK = 32
 SYMMETRIC_ZERO = 8
 #: Largest integer.
 _MOST = 15
-#: Least scale: a group of equal numbers has none.
+#: Least scale: a row of zeros has none.
 _LEAST_SCALE = 1e-30
 
 
@@ -86,17 +86,20 @@ def filled_zeros(weight: GroupedWeight) -> Tensor:
 def quantize_groups(weight: Tensor) -> GroupedWeight:
     """Quantize a weight [out, in] in groups of 32, from their least to their largest number.
 
-    Scales and zero points are rounded to halves first, as they are packed.
+    Each range includes zero, so that zero points are 0 to 15 and zeros stay zeros. Scales and zero
+    points are rounded to halves first, as they are packed; a group whose scale is too small for one
+    beside those of its row becomes zeros.
     """
     num_rows, num_columns = weight.shape
     padded = torch.nn.functional.pad(weight.float(), (0, -num_columns % BLOCK))
     groups = padded.view(num_rows, -1, BLOCK)
-    least, most = groups.amin(-1), groups.amax(-1)
+    least, most = groups.amin(-1).clamp_max(0), groups.amax(-1).clamp_min(0)
     steps = ((most - least) / _MOST).clamp_min(_LEAST_SCALE)
     units = column_units(steps)
     scales = (steps / units).half().float() * units
-    zeros = (-least / scales).half().float()
-    q = (groups / scales[..., None] + zeros[..., None]).round().clamp(0, _MOST)
+    divisors = torch.where(scales > 0, scales, torch.inf)
+    zeros = (-least / divisors).half().float()
+    q = (groups / divisors[..., None] + zeros[..., None]).round().clamp(0, _MOST)
     q = q.to(torch.uint8).view(num_rows, -1)[:, :num_columns].contiguous()
     return GroupedWeight(q, scales, zeros, BLOCK, weight.dtype)
 

@@ -128,6 +128,23 @@ def test_weights_on_a_grid_of_16_steps_are_kept() -> None:
     torch.testing.assert_close(quantized.dense(), weight.dense(), rtol=2e-3, atol=1e-4)
 
 
+def test_groups_of_zeros_and_of_equal_numbers_keep_their_values() -> None:
+    torch.manual_seed(0)
+    weight = torch.randn(7, 64)
+    weight[0] = 0
+    weight[1, :32], weight[2, :32], weight[3, 32:] = 0, 0.75, -3
+    weight[4, :32] = 2 + 1e-6 * torch.randn(32)
+    weight[5, :32] = 1e-9  # a scale too small for a half beside that of the row's other group
+    weight[6] = 1e-20
+    largest_of_group = weight.view(7, 2, 32).abs().amax(-1)
+    bound = (largest_of_group / 14).repeat_interleave(32, dim=1) + 1e-8
+    assert ((quantize_groups(weight).dense() - weight).abs() <= bound).all()
+    x = torch.randn(3, 64)
+    torch.testing.assert_close(
+        Int4Linear([weight], [None])(x), Int4Reference(weight, None)(x), atol=ATOL, rtol=RTOL
+    )
+
+
 @pytest.mark.parametrize(
     ("weight", "message"),
     [
