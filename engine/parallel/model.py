@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -87,7 +88,7 @@ class ParallelModel:
         self._processes.send(MakeCache(kv_cache.num_blocks, kv_cache.block_size))
         self._processes.wait_done(_CACHE_TIMEOUT_S)
         self._kv_cache = weakref.ref(kv_cache)
-        kv_cache.on_zero = self._zero_blocks
+        kv_cache.on_zero = partial(self._zero_blocks, self._kv_cache)
 
     def forward(self, inputs: StepInputs, kv_cache: KVCache, logits: Tensor) -> Tensor | None:
         """Run one step on all ranks; see `Model.forward`.
@@ -105,12 +106,15 @@ class ParallelModel:
             self._processes.send(step)
             self._buffer.publish()
             return self._shard.forward(inputs, kv_cache, logits)
-        except Exception as error:
+        except BaseException as error:  # also a Ctrl-C: the other ranks are within the step
             self._failure = failure = (
                 error if isinstance(error, RankError) else self._processes.failure(error)
             )
             self._processes.end()
+            if not isinstance(error, Exception):
+                raise
             raise failure from error
 
-    def _zero_blocks(self, block_ids: Sequence[int]) -> None:
-        self._processes.send(ZeroBlocks(list(block_ids)))
+    def _zero_blocks(self, kv_cache: weakref.ref[KVCache], block_ids: Sequence[int]) -> None:
+        if self._kv_cache is kv_cache:  # else the ranks have the blocks of another engine
+            self._processes.send(ZeroBlocks(list(block_ids)))

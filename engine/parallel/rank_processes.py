@@ -59,8 +59,12 @@ class RankProcesses:
         )
         self._thread.start()
         started.wait()
-        for rank, spec in zip(self._ranks, specs, strict=True):
-            self._send(rank, spec)
+        try:
+            for rank, spec in zip(self._ranks, specs, strict=True):
+                self._send(rank, spec)
+        except BaseException:
+            self.end()  # of those that did start
+            raise
 
     @property
     def pids(self) -> list[int]:
@@ -92,7 +96,7 @@ class RankProcesses:
         """
         return [each for each in self._replies(timeout_s) if isinstance(each, Memory)]
 
-    def failure(self, error: Exception) -> RankError:
+    def failure(self, error: BaseException) -> RankError:
         """Return the failure of a step by the name of the rank that caused it.
 
         Args:

@@ -5,24 +5,33 @@ from __future__ import annotations
 import gc
 import os
 import signal
+import subprocess
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 import pytest
+import torch
 
 from batchmill.engine import Engine, EngineConfig, SamplingParams
 from batchmill.engine.errors import ConfigError, EngineError, RankError
 from batchmill.engine.loading.loading import LoadedModel, load_model
+from batchmill.engine.parallel import rank_processes
+from batchmill.engine.parallel.collectives import Collectives
 from batchmill.engine.parallel.messages import RankSpec
 from batchmill.engine.parallel.model import ParallelModel
 from batchmill.engine.parallel.rank_processes import RankProcesses
 from batchmill.engine.parallel.start import load_parallel
 from batchmill.engine.parallel.step_buffer import StepBuffer
+from batchmill.engine.step.step_inputs import StepInputs
 
 from ...support.processes import wait_until
 from ..tiny_model import POISON, save_model
+
+if TYPE_CHECKING:
+    from batchmill.engine.memory.kv_cache import KVCache
+    from batchmill.engine.models.model import Model
 
 PROMPTS = ["a prompt", "another, longer prompt", "x"]
 GREEDY = SamplingParams(temperature=0, max_tokens=12, ignore_eos=True)
@@ -105,6 +114,39 @@ def test_an_engine_whose_ranks_serve_another_one_says_so(
         first.generate(PROMPTS, GREEDY)
 
 
+def test_blocks_that_another_engine_zeroes_are_not_those_of_the_ranks(
+    config: EngineConfig, loaded: LoadedModel, expected: list[list[int]]
+) -> None:
+    first = Engine(config, loaded=loaded)
+    engine = Engine(config, loaded=loaded)
+    assert _tokens(engine) == expected  # the blocks of the prompts stay in the cache
+
+    first._kv_cache.zero_blocks(range(first._kv_cache.num_blocks))
+
+    assert _tokens(engine) == expected
+
+
+def test_an_interrupted_step_ends_the_ranks() -> None:
+    class Interrupted:
+        def forward(self, *step: object) -> None:
+            raise KeyboardInterrupt
+
+    device, shard = torch.device("cpu"), cast("Model", Interrupted())
+    fd = StepBuffer.create_file(4096)
+    buffer = StepBuffer(fd, 4096, Collectives(0, 1, device), device)
+    model = ParallelModel(shard, RankProcesses([], fd), buffer)
+    os.close(fd)
+    ids, sizes = torch.zeros(1, dtype=torch.int64), torch.zeros(1, dtype=torch.int32)
+    inputs = StepInputs(ids, ids, ids, sizes[:, None], sizes.repeat(2), sizes, ids, 1, 1)
+    step = (inputs, cast("KVCache", None), torch.empty(0))
+
+    with pytest.raises(KeyboardInterrupt):
+        model.forward(*step)
+    # The other ranks may have been anywhere within that step.
+    with pytest.raises(RankError, match=r"rank 0 \(KeyboardInterrupt"):
+        model.forward(*step)
+
+
 def test_a_killed_rank_fails_its_engine_by_name_and_no_other(
     config: EngineConfig, loaded: LoadedModel, expected: list[list[int]]
 ) -> None:
@@ -134,6 +176,28 @@ def test_the_failed_start_of_a_rank_is_told_by_name(config: EngineConfig, tmp_pa
         processes.end()
     (pid,) = processes.pids
     wait_until(lambda: not Path(f"/proc/{pid}").exists(), "the end of the rank")
+
+
+def test_ranks_that_started_end_if_another_one_cannot(
+    config: EngineConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started: list[subprocess.Popen[bytes]] = []
+    spawn = rank_processes._spawn
+
+    def spawn_one(connection_fd: int, buffer_fd: int) -> subprocess.Popen[bytes]:
+        if started:
+            raise OSError("no memory for another process")
+        started.append(spawn(connection_fd, buffer_fd))
+        return started[0]
+
+    monkeypatch.setattr(rank_processes, "_spawn", spawn_one)
+    fd = StepBuffer.create_file(4096)
+    try:
+        with pytest.raises(RankError, match=r"rank 2 .* cannot be started"):
+            RankProcesses([RankSpec(rank, config, 1, 4096) for rank in (1, 2)], fd)
+    finally:
+        os.close(fd)
+    wait_until(lambda: started[0].poll() is not None, "the end of rank 1")
 
 
 @pytest.mark.parametrize(
