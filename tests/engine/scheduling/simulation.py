@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import zlib
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import pytest
 
+from batchmill.engine.drafts.drafter import Drafter
 from batchmill.engine.request.request import Request
 from batchmill.engine.request.sampling_params import SamplingParams
 from batchmill.engine.scheduling.block_pool import BlockPool
@@ -68,13 +70,13 @@ class PagedMemory:
 
 
 @dataclass
-class FlawedDrafter:
+class FlawedLookup:
     """Proposes the request's own tokens, except every seventh of its sequence."""
 
     prompt: list[int]
     output: list[int]
 
-    def propose(self, output_token_ids: list[int], max_tokens: int) -> tuple[int, ...]:
+    def propose(self, output_token_ids: Sequence[int], max_tokens: int) -> tuple[int, ...]:
         start = len(output_token_ids)
         return tuple(
             (token + 1) % VOCAB_SIZE if (len(self.prompt) + index) % 7 == 0 else token
@@ -136,7 +138,7 @@ class SchedulerSimulation:
             max_num_tokens=len(prompt) + max_tokens,
             resumed_token_ids=generate_alone(prompt, max_tokens)[:resumed],
             cache_salt=cache_salt,
-            drafter=FlawedDrafter(prompt, generate_alone(prompt, max_tokens)),  # type: ignore[arg-type]
+            drafter=Drafter(lookup=FlawedLookup(prompt, generate_alone(prompt, max_tokens))),
         )
         request.priority = priority
         request.metrics.arrived_at_s -= waited_s
