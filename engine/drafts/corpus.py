@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from weakref import WeakValueDictionary
 
 from .suffix_index import MAX_MATCH, START, SuffixIndex
 
@@ -13,7 +14,7 @@ class DraftCorpus:
     Replacing them changes no token of a running request: its later drafts come from the new ones.
     """
 
-    __slots__ = ("_index", "_sequences", "version")
+    __slots__ = ("__weakref__", "_index", "_sequences", "version")
 
     def __init__(self) -> None:
         """Begin without any output."""
@@ -26,6 +27,11 @@ class DraftCorpus:
         """Take other outputs in place of all of them; they are indexed when they are needed."""
         self._sequences, self._index = sequences, None
         self.version += 1
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether it has no outputs now."""
+        return not self._sequences
 
     @property
     def index(self) -> SuffixIndex | None:
@@ -50,6 +56,11 @@ class CorpusLookup:
         self._version = -1
         # The match at the last call: each token since then can make it longer by one.
         self._num_matched, self._num_seen = 0, 0
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether the corpus has no outputs now."""
+        return self._corpus.is_empty
 
     def propose(
         self, output_token_ids: Sequence[int], max_tokens: int, least_probability: float
@@ -82,29 +93,36 @@ class CorpusLookup:
 
 
 class DraftCorpora:
-    """The corpora of an engine, by the names that its caller gives them."""
+    """The corpora of an engine, by the names that its caller gives them.
 
-    __slots__ = ("_corpora", "_vocab_size")
+    One without outputs exists as long as requests use it: names may be as many as requests.
+    """
+
+    __slots__ = ("_by_name", "_filled", "_vocab_size")
 
     def __init__(self, vocab_size: int) -> None:
         """Begin without any; the model has so many tokens."""
-        self._corpora: dict[str, DraftCorpus] = {}
+        self._by_name: WeakValueDictionary[str, DraftCorpus] = WeakValueDictionary()
+        self._filled: dict[str, DraftCorpus] = {}
         self._vocab_size = vocab_size
 
     def find(self, name: str | None) -> DraftCorpus | None:
         """Return the corpus of a name, which may be filled later; None without a name."""
-        return None if name is None else self._corpora.setdefault(name, DraftCorpus())
+        return None if name is None else self._by_name.setdefault(name, DraftCorpus())
 
     def replace(self, name: str, sequences: Sequence[Sequence[int]]) -> None:
-        """Replace the outputs of a corpus; without any, it is forgotten.
+        """Replace the outputs of a corpus; without any, it is forgotten once nothing uses it.
 
         An output with a token that the model does not have is left out: whoever can write to the
         caller's store may have made it, and as a draft it would fail the step of all requests.
         """
         known = [each for each in sequences if self._is_known(each)]
-        self._corpora.setdefault(name, DraftCorpus()).replace(known)
-        if not known:
-            del self._corpora[name]
+        corpus = self._by_name.setdefault(name, DraftCorpus())
+        corpus.replace(known)
+        if known:
+            self._filled[name] = corpus
+        else:
+            self._filled.pop(name, None)
 
     def _is_known(self, token_ids: Sequence[int]) -> bool:
         return not token_ids or (min(token_ids) >= 0 and max(token_ids) < self._vocab_size)

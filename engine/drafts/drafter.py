@@ -85,6 +85,12 @@ class Drafter:
         self._corpus = corpus
         self._lookup = lookup
 
+    @property
+    def can_propose(self) -> bool:
+        """Whether a source may have tokens now: a corpus without outputs has none."""
+        has_own = self._structure is not None or self._lookup is not None
+        return has_own or (self._corpus is not None and not self._corpus.is_empty)
+
     def propose(self, output_token_ids: Sequence[int], limits: DraftLimits) -> Draft | None:
         """Propose the next tokens, of one source; None if there are none.
 

@@ -91,7 +91,9 @@ class Speculation:
         Drafts continue from known tokens, so a request gets none while its last token is pending.
         If half of the running requests may get some, the steps saved are worth more.
         """
-        return 2 * sum(each.drafter is not None for each in running) >= len(running)
+        drafters = (each.drafter for each in running)
+        num_drafting = sum(each is not None and each.can_propose for each in drafters)
+        return 2 * num_drafting >= len(running)
 
 
 def verify_drafts(

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from batchmill.engine import Engine, RequestOutput, SamplingParams
+from batchmill.engine.drafts.corpus import DraftCorpora
 from batchmill.engine.drafts.drafter import DraftSource
 
 MakeEngine = Callable[..., Engine]
@@ -137,6 +138,36 @@ def test_a_corpus_may_come_and_go_while_requests_run(byte_engine: MakeEngine) ->
     ends = [output for _ in range(40) for output in engine.step() if output.finished]
     assert [each.token_ids for each in ends] == tokens_of(expected)
     assert engine.draft_counts() == counts
+
+
+def test_names_without_outputs_are_forgotten_with_their_requests() -> None:
+    corpora = DraftCorpora(vocab_size=9)
+    used = [corpora.find("used")]
+    for name in ("a", "b", "used"):
+        assert corpora.find(name) is not None
+    assert len(corpora._by_name) == 1
+    corpora.replace("used", [[1, 2]])
+    corpora.replace("used", [])
+    corpora.replace("used", [[3]])
+    assert used[0] is not None
+    assert not used[0].is_empty, "a request keeps the corpus that it was given"
+    used.clear()
+    assert corpora.find("used") is corpora._filled["used"]
+    corpora.replace("used", [])
+    assert not corpora._by_name
+
+
+def test_steps_overlap_while_a_corpus_is_empty(byte_engine: MakeEngine) -> None:
+    engine = byte_engine(overlap=True)
+    engine.add_request("greedy", "Row greedy:", GREEDY, draft_corpus="rows")
+    engine.step()
+    speculation = engine._scheduler._speculation
+    assert speculation is not None
+    assert not speculation.pays_for(engine._scheduler.running)
+    engine.set_draft_corpus("rows", [[1, 2, 3]])
+    assert speculation.pays_for(engine._scheduler.running)
+    engine.abort("greedy")
+    engine.step()
 
 
 def test_requests_of_another_corpus_or_of_none_draft_nothing(byte_engine: MakeEngine) -> None:
