@@ -46,8 +46,9 @@ from .tied_head import untied_if_stored
 from .weight_loading import load_weights
 
 _HOST = torch.device("cpu")
-#: Of a kept weight of 4 bits, with its scale and zero point.
-_KEPT_BITS = 5
+#: Of a kept weight of 4 bits until its layer is packed: a byte, and its share of a scale and of a
+#: zero point, which are floats for 32 weights or more.
+_KEPT_BITS = 10
 
 #: Part of a quantized model's identity: raised when its arithmetic changes.
 _QUANTIZATION_VERSIONS = {"int8": INT8_VERSION, "int4": INT4_VERSION, "fp8": FP8_VERSION}

@@ -275,6 +275,7 @@ def _check_group(rows: Tensor, pair: LoraPair, x: Tensor) -> None:
             f"rows must be int64 and the pair {x.dtype}, got {rows.dtype}, {pair.down.dtype} and "
             f"{pair.up.dtype}"
         )
-    # They are ascending, so that the first and the last are enough.
-    if len(rows) and not 0 <= int(rows[0]) <= int(rows[-1]) < len(x):
-        raise ValueError(f"rows {int(rows[0])} to {int(rows[-1])} lie outside x {list(x.shape)}")
+    if len(rows):
+        least, most = map(int, rows.aminmax())
+        if least < 0 or most >= len(x):
+            raise ValueError(f"rows {least} to {most} lie outside x {list(x.shape)}")

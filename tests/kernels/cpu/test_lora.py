@@ -42,6 +42,7 @@ def test_a_product_in_float_takes_narrow_adapters(isa: Isa) -> None:
 
 def test_rows_outside_are_refused() -> None:
     out, x, [group] = make_groups(((8,), 8, [(4, 3)]), torch.float32)
-    for rows in (torch.tensor([-1, 0]), torch.tensor([0, len(x)]), torch.tensor([0]).int()):
+    outside = [[-1, 0], [0, len(x)], [0, len(x), 1]]
+    for rows in (*map(torch.tensor, outside), torch.tensor([0]).int()):
         with pytest.raises(ValueError, match="rows"):
             add_lora(out, x, [LoraRows(rows, group.pair)], (8,), backend="cpp")
