@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,9 @@ from transformers import LlamaForCausalLM
 from batchmill.engine import Engine, SamplingParams
 from batchmill.engine.errors import RequestError
 from batchmill.engine.loading.loading import LoadedModel, load_model
+from batchmill.engine.plans.beam_search.beams import Beam, BeamSearch
 from batchmill.engine.plans.beam_search.plan import beam_plan
+from batchmill.engine.plans.beam_search.saved_search import read_search, written_search
 from batchmill.engine.plans.plan import PlanEnd, PlannedJob
 from batchmill.engine.plans.runner import JobOptions, PlanRunner
 from batchmill.producer.bulk.result_lines import result_line
@@ -244,6 +247,21 @@ def test_a_search_continues_from_its_saved_state(loaded: LoadedModel, name: str)
         assert resumed.beam_search is not None
         assert resumed.beam_search.scores == pytest.approx(whole.beam_search.scores, abs=1e-5)
         assert resumed.beam_search.num_beam_tokens == whole.beam_search.num_beam_tokens
+
+
+def test_the_state_of_many_long_beams_takes_little_more_than_one_of_them() -> None:
+    rng = random.Random(0)
+    first = tuple(rng.randrange(100_000) for _ in range(20_000))
+    beams = [Beam(first[: -10 * place - 1] + (place,) * 5, -place / 7) for place in range(16)]
+
+    def new_search(running: list[Beam], finished: list[Beam]) -> BeamSearch:
+        return BeamSearch(16, ENDS, 30_000, 1.0, False, running, finished)
+
+    state = written_search(new_search(beams, beams[::2]), 40)
+    assert len(state) < 1.5 * len(written_search(new_search(beams[:1], []), 40))
+    found = new_search([], [])
+    assert read_search(state, found) == 40
+    assert (found.running, found.finished) == (beams, beams[::2])
 
 
 @pytest.mark.parametrize(
