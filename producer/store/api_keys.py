@@ -178,7 +178,9 @@ def level_api_keys(shards: EveryShard) -> int:
     """Give each shard the keys that it lacks, and revoke in all what is revoked in one.
 
     A shard that was away when a key was made or revoked gets the change so. Keys are never deleted,
-    and a revoked one never becomes valid, so this may be done at any time and by several programs.
+    and a revoked one is never made valid, so this may be done at any time and by several programs.
+    Repeat it while it changes something: a shard may be given a key as valid that is revoked in the
+    others at this moment.
 
     Returns:
         How many keys were changed in shards.

@@ -183,23 +183,26 @@ class AsyncShardPlaces:
         before = self._checked_at.get(place)
         if before is not None and (not for_work or now - before < _CHECK_S):
             return
-        if not self._has_compared:
-            await self._compare()
-            self._has_compared = True
+        await self._compare()
         shard, store = self.list.shards[place], self._stores[place]
         self._marks[place] = await check_shard(store, shard, self.list)
         self._checked_at[place] = now
 
     async def _compare(self) -> None:
-        """Check the marks of all shards that reply, before any is noted.
+        """Once, check the marks of all shards that reply, before any is noted.
 
         A shard without a mark would take this list as its own, though the others have another one.
         """
+        if self._has_compared:
+            return
         for place, (shard, store) in enumerate(zip(self.list.shards, self._stores, strict=True)):
+            self._doubts.note(shard.name, has_failed=True)
             with contextlib.suppress(RedisError), time_limit(COMPARE_LIMIT_S):
                 mark = await store.read(read_mark())
+                self._doubts.note(shard.name, has_failed=False)
                 if mark is not None:
                     self._marks[place] = check_mark(mark, shard, self.list)
+        self._has_compared = True
 
 
 async def check_shard(store: AsyncStore, shard: Shard, shard_list: ShardList) -> ShardMark:

@@ -216,6 +216,7 @@ class AsyncShards(AsyncShardPlaces):
 
         Those in which the keys of these models and tenants cannot be get little time.
         """
+        await self._compare()  # reads the marks that say where the homes are
         homes = homes_of(self._marks.values(), works)
         found: dict[int, Value] = {}
         for place, shard in enumerate(self.list.shards):

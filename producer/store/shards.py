@@ -217,6 +217,7 @@ class Shards(ShardPlaces):
 
         Those in which the keys of these models and tenants cannot be get little time.
         """
+        self._compare()  # reads the marks that say where the homes are
         homes = homes_of(self._marks.values(), works)
         found: dict[int, Value] = {}
         for place, shard in enumerate(self.list.shards):

@@ -117,10 +117,16 @@ def open_shards(
 
 
 @contextmanager
-def open_job_stores(broker_url: str | None) -> Iterator[JobStores]:
+def open_job_stores(
+    broker_url: str | None, *, part_limit_s: float | None = None
+) -> Iterator[JobStores]:
     """Connect to all shards; or to the one broker, or to that of `BATCHMILL_SHARD`.
 
     For commands that look at them again and again; others use `open_every_shard`.
+
+    Args:
+        broker_url: the given one.
+        part_limit_s: as of `JobStores`.
 
     Raises:
         BrokerUnavailable, ShardMismatch, CommandError: as `open_store`.
@@ -128,7 +134,8 @@ def open_job_stores(broker_url: str | None) -> Iterator[JobStores]:
     from batchmill.producer.store.every_shard import JobStores
 
     with open_shards(resolve_chosen_broker(broker_url), is_checked=False) as pairs:
-        yield JobStores(_list_of(pairs), [store for _, store in pairs], part_limit_s=None)
+        stores = [store for _, store in pairs]
+        yield JobStores(_list_of(pairs), stores, part_limit_s=part_limit_s)
 
 
 @contextmanager

@@ -108,5 +108,10 @@ def _show_store(broker_url: str | None, *, as_json: bool) -> None:
 
 
 def _watch_store(broker_url: str | None, interval_s: float, *, as_json: bool) -> None:
-    with open_job_stores(broker_url) as stores, StatusWatch(as_json=as_json) as watch:
+    from batchmill.producer.store.shard_doubts import COMPARE_LIMIT_S
+
+    with (
+        open_job_stores(broker_url, part_limit_s=COMPARE_LIMIT_S) as stores,
+        StatusWatch(as_json=as_json) as watch,
+    ):
         watch.run(stores, interval_s)

@@ -45,7 +45,7 @@ class StoreStatus:
         Raises:
             redis.exceptions.RedisError: no shard replied.
         """
-        parts = shards.each(cls._read_one)
+        parts = shards.each_long(cls._read_one)
         if not parts:
             shards.check()
         return parts[0] if len(parts) == 1 else _joined(parts)

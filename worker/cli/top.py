@@ -37,6 +37,7 @@ def top(
     """
     # Imported here: `batchmill --help` must not wait for the client library.
     from batchmill.producer import Client
+    from batchmill.producer.store.shard_doubts import COMPARE_LIMIT_S
 
     from .top_screen import show_live
     from .top_view import TopReader
@@ -44,7 +45,7 @@ def top(
     with Client(resolve_chosen_broker(broker_url)) as client:
         reader = TopReader(client)
         if not (as_json or once) and sys.stdout.isatty():
-            with open_job_stores(broker_url) as stores:
+            with open_job_stores(broker_url, part_limit_s=COMPARE_LIMIT_S) as stores:
                 show_live(reader, stores, interval_s)
             return
         with open_every_shard(broker_url) as shards:

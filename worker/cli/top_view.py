@@ -101,7 +101,7 @@ class TopReader:
         from batchmill.producer.errors import UnknownBatch
         from batchmill.worker.metrics.fleet import joined_fleet
 
-        parts = shards.each(self._read_one)
+        parts = shards.each_long(self._read_one)
         if not parts:
             shards.check()
         fleet = joined_fleet([part for part, _ in parts])

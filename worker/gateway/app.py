@@ -91,14 +91,17 @@ def build_app(
     @contextlib.asynccontextmanager
     async def lifespan(app: Any) -> AsyncIterator[None]:
         app.state.backend = Backend(settings)
-        running = asyncio.gather(run_intakes(app.state.backend), keep_keys_level(settings))
+        running = [
+            asyncio.ensure_future(each)
+            for each in (run_intakes(app.state.backend), keep_keys_level(settings))
+        ]
         async with contextlib.AsyncExitStack() as stack:
             for part in parts:
                 await stack.enter_async_context(part.lifespan(app))
             yield
-        running.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await running
+        for each in running:
+            each.cancel()
+        await asyncio.wait(running)
         await app.state.backend.close()
 
     return Starlette(

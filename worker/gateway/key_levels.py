@@ -32,6 +32,7 @@ async def keep_keys_level(settings: GatewaySettings) -> None:
     )
     try:
         while not stores.look().is_alone:
+            num_changed = 0
             try:
                 num_changed = await asyncio.to_thread(lambda: level_api_keys(stores.look()))
             except (RedisError, BatchmillError) as error:
@@ -39,6 +40,6 @@ async def keep_keys_level(settings: GatewaySettings) -> None:
             else:
                 if num_changed:
                     _log.warning("api_keys_levelled", changes=num_changed)
-            await asyncio.sleep(_INTERVAL_S)
+            await asyncio.sleep(0 if num_changed else _INTERVAL_S)
     finally:
         stores.close()

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from datetime import timedelta
 from typing import Any, cast
 
 import pytest
+from redis.exceptions import ConnectionError as RedisConnectionError
 
 from batchmill.producer import (
     AsyncClient,
@@ -25,9 +26,14 @@ from batchmill.producer.encryption.key_ring import KeyRing
 from batchmill.producer.job.batch import BatchState
 from batchmill.producer.job.job_fields import JobFields
 from batchmill.producer.protocol import keys
+from batchmill.producer.protocol.calls.new_job import NewJob
 from batchmill.producer.protocol.media import media_id, media_names
+from batchmill.producer.protocol.replies import SubmitReply
+from batchmill.producer.settings import ProducerSettings
 from batchmill.producer.shard_list import read_shard_list, shard_name_of
+from batchmill.producer.store.async_shards import AsyncShards
 from batchmill.producer.store.job_store import JobStore
+from batchmill.producer.store.shards import Shards
 
 from ..blocking_client import Blocking, LoopThread
 
@@ -77,12 +83,18 @@ def fleet(redis_url: str) -> Iterator[Fleet]:
 
 @pytest.fixture(params=["synchronous", "asyncio"])
 def client(request: pytest.FixtureRequest, fleet: Fleet) -> Iterator[Client]:
-    if request.param == "synchronous":
-        with Client(fleet.url) as client:
+    with new_client(request.param, fleet.url) as client:
+        yield client
+
+
+@contextlib.contextmanager
+def new_client(kind: str, url: str, **options: Any) -> Iterator[Client]:
+    if kind == "synchronous":
+        with Client(url, **options) as client:
             yield client
         return
     loop = LoopThread()
-    async_client = AsyncClient(fleet.url)
+    async_client = AsyncClient(url, **options)
     yield cast(Client, Blocking(async_client, loop))
     loop.run(async_client.close())
     loop.close()
@@ -346,12 +358,11 @@ def test_a_new_key_needs_the_shards_of_earlier_lists(fleet: Fleet) -> None:
     assert fleet.where(first.id) == [before]
 
 
-def test_an_error_names_the_jobs_that_the_other_shards_have_taken(
-    client: Client, fleet: Fleet
-) -> None:
+@pytest.mark.parametrize("kind", ["synchronous", "asyncio"])
+def test_an_error_names_the_jobs_that_the_other_shards_have_taken(fleet: Fleet, kind: str) -> None:
     away = f"a={fleet.urls['a']} b=unix:///nowhere c={fleet.urls['c']}"
     jobs = [JobFields(prompt="p", tenant=tenant) for tenant in TENANT.values()]
-    with Client(away, timeout_s=0.5) as partly:
+    with new_client(kind, away, timeout_s=0.5) as partly:
         with pytest.raises(BrokerUnavailable) as caught:
             partly.submit_many(jobs)
         with pytest.raises(BrokerUnavailable) as later:
@@ -359,6 +370,42 @@ def test_an_error_names_the_jobs_that_the_other_shards_have_taken(
     assert caught.value.shards == ("b",)
     assert [fleet.where(job_id) for job_id in caught.value.job_ids] == [["a"], ["c"]]
     assert [fleet.where(job_id) for job_id in later.value.job_ids] == [["a"], ["c"]]
+
+
+@pytest.mark.parametrize("kind", ["synchronous", "asyncio"])
+def test_an_error_names_the_jobs_that_a_queue_took_before_it_was_full(
+    fleet: Fleet, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The queue of t0 takes one of two jobs; its shard is away when the other is sent again."""
+    rounds: list[int] = []
+
+    def is_second(jobs: Sequence[NewJob]) -> bool:
+        rounds.append(len(jobs))
+        return len(rounds) == 2
+
+    submit, submit_async = Shards.submit, AsyncShards.submit
+
+    def submit_once(self: Shards, jobs: Sequence[NewJob]) -> list[SubmitReply]:
+        if is_second(jobs):
+            raise RedisConnectionError("away")
+        return submit(self, jobs)
+
+    async def submit_once_async(self: AsyncShards, jobs: Sequence[NewJob]) -> list[SubmitReply]:
+        if is_second(jobs):
+            raise RedisConnectionError("away")
+        return await submit_async(self, jobs)
+
+    monkeypatch.setattr(Shards, "submit", submit_once)
+    monkeypatch.setattr(AsyncShards, "submit", submit_once_async)
+    tenants = (TENANT["a"], TENANT["a"], TENANT["b"])
+    jobs = [JobFields(prompt="p", tenant=tenant) for tenant in tenants]
+    with (
+        new_client(kind, fleet.url, settings=ProducerSettings(max_queue_depth=1)) as client,
+        pytest.raises(BrokerUnavailable) as caught,
+    ):
+        client.submit_many(jobs, wait_when_full_s=60)
+    assert rounds == [3, 1]
+    assert [fleet.where(job_id) for job_id in caught.value.job_ids] == [["a"], ["b"]]
 
 
 def test_one_url_notes_nothing_and_makes_plain_ids(fleet: Fleet) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pty
+import re
 import signal
 import subprocess
 import threading
@@ -139,6 +140,30 @@ def test_a_watch_goes_on_after_an_outage_of_the_broker(private_redis_server: Red
         private_redis_server.start()
         wait_until(lambda: "UTC: 0 waiting" in watch.text[len(told) :], "the next status")
         assert watch.process.poll() is None
+
+
+def test_a_watch_names_a_shard_that_is_away_and_shows_the_others(
+    redis_url: str, private_redis_server: RedisServer
+) -> None:
+    shards = f"a={redis_url} b={private_redis_server.url}"
+    with watching("status", "--watch", url=shards) as watch:
+        watch.wait_for("UTC: 0 waiting")
+        assert "does not reply" not in watch.text
+        private_redis_server.kill()
+        watch.wait_for("shard 'b' does not reply")
+        with Client(redis_url) as client:
+            client.submit("p")
+        told = watch.wait_for("UTC: 1 waiting")
+        private_redis_server.start()
+        # Two statuses in a row, with nothing between them.
+        wait_until(
+            lambda: (
+                re.search(r"tok/s\n(  .*\n)*[-0-9: ]+UTC: 1", watch.text[len(told) :]) is not None
+            ),
+            "a status without the shard that was away",
+        )
+        assert watch.end() == 130
+    assert "Traceback" not in watch.text
 
 
 def test_the_oldest_waiting_job_is_one_whose_delay_is_over(

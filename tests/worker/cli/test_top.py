@@ -14,6 +14,7 @@ import pytest
 from batchmill.producer import Client
 from batchmill.producer.store.job_store import JobStore
 
+from ...conftest import RedisServer
 from ...support.processes import wait_until
 from ...support.worker_info import worker_info
 from ..command_line import COMMAND, call, run
@@ -74,45 +75,73 @@ def test_an_empty_broker_has_empty_tables(broker: dict[str, str]) -> None:
     assert "Workers" in text
 
 
+class Screen:
+    """`batchmill top` on a terminal, and what it has written."""
+
+    def __init__(self, broker: dict[str, str]) -> None:
+        self._ours, theirs = pty.openpty()
+        environment: dict[str, Any] = {**os.environ, **broker, "TERM": "xterm", "COLUMNS": "160"}
+        self.process = subprocess.Popen(
+            [*COMMAND, "top", "--interval-s", "0.1"],
+            stdin=theirs,
+            stdout=theirs,
+            stderr=theirs,
+            env=environment | {"LINES": "50"},
+        )
+        os.close(theirs)
+        os.set_blocking(self._ours, False)
+        self.written = bytearray()
+
+    def has(self, text: str) -> bool:
+        """Return whether a text was written."""
+        assert self.process.poll() is None, self.written.decode(errors="replace")
+        with contextlib.suppress(BlockingIOError):
+            self.written.extend(os.read(self._ours, 1 << 16))
+        return text.encode() in self.written
+
+    def quit(self) -> None:
+        """Press q."""
+        os.write(self._ours, b"q")
+        assert self.process.wait(60) == 0
+        with contextlib.suppress(OSError):  # Linux' end of the file of a terminal that is gone
+            while part := os.read(self._ours, 1 << 16):  # a read returns 4 KiB at most
+                self.written.extend(part)
+        assert b"\x1b[?1049l" in self.written  # the terminal is as it was before
+        assert b"Traceback" not in self.written
+
+    def close(self) -> None:
+        self.process.kill()
+        self.process.wait()
+        os.close(self._ours)
+
+
 def test_a_terminal_is_redrawn_until_q_is_pressed(
     busy: JobStore, redis_url: str, broker: dict[str, str]
 ) -> None:
-    ours, theirs = pty.openpty()
-    environment: dict[str, Any] = {**os.environ, **broker, "TERM": "xterm", "COLUMNS": "160"}
-    process = subprocess.Popen(
-        [*COMMAND, "top", "--interval-s", "0.1"],
-        stdin=theirs,
-        stdout=theirs,
-        stderr=theirs,
-        env=environment | {"LINES": "50"},
-    )
-    os.close(theirs)
-    written = bytearray()
-    os.set_blocking(ours, False)
-
     def has_written(text: str) -> bool:
-        assert process.poll() is None, written.decode(errors="replace")
-        with contextlib.suppress(BlockingIOError):
-            written.extend(os.read(ours, 1 << 16))
         busy.announce_worker(worker_info("w1@host", stats=STATS))
-        return text.encode() in written
+        return screen.has(text)
 
-    try:
+    with contextlib.closing(Screen(broker)) as screen:
         wait_until(lambda: has_written("w1@host"), "the first screen")
-        assert b"\x1b[?1049h" in written  # a screen of its own
+        assert b"\x1b[?1049h" in screen.written  # a screen of its own
         with Client(redis_url) as client:
             for _ in range(3):
                 client.submit(prompt="x", model="third")
         wait_until(lambda: has_written("8 waiting"), "the new number")
         wait_until(lambda: has_written("batchmill.third.normal"), "the new queue")
-        os.write(ours, b"q")
-        assert process.wait(60) == 0
-        with contextlib.suppress(OSError):  # Linux' end of the file of a terminal that is gone
-            while part := os.read(ours, 1 << 16):  # a read returns 4 KiB at most
-                written.extend(part)
-        assert b"\x1b[?1049l" in written  # the terminal is as it was before
-        assert b"Traceback" not in written
-    finally:
-        process.kill()
-        process.wait()
-        os.close(ours)
+        screen.quit()
+
+
+def test_a_screen_names_a_shard_that_is_away_and_shows_the_others(
+    redis_url: str, private_redis_server: RedisServer
+) -> None:
+    shards = f"a={redis_url} b={private_redis_server.url}"
+    with contextlib.closing(Screen({"BATCHMILL_BROKER_URLS": shards})) as screen:
+        wait_until(lambda: screen.has("0 waiting"), "the first screen")
+        private_redis_server.kill()
+        wait_until(lambda: screen.has("shard 'b' does not reply"), "the shard's name")
+        with Client(redis_url) as client:
+            client.submit(prompt="x", model="third")
+        wait_until(lambda: screen.has("batchmill.third.normal"), "the new queue")
+        screen.quit()

@@ -14,7 +14,12 @@ import openai as sdk
 import pytest
 from openai import OpenAI
 
+from batchmill.producer.protocol import keys
+from batchmill.producer.protocol.calls.new_job import NewJob
+from batchmill.producer.protocol.outbox import DeliveryOutcome
+from batchmill.producer.protocol.replies import Claim, JobState
 from batchmill.producer.shard_list import shard_name_of
+from batchmill.producer.store.deliveries import Deliveries
 from batchmill.worker.webhooks.local_receiver import WebhookReceiver
 
 from ...conftest import RedisServer
@@ -207,10 +212,11 @@ class Console:
         assert response.status_code == status, response.text
         return response.text
 
-    def post(self, path: str, **fields: str) -> httpx2.Response:
+    def post(self, path: str, *, to: str | None = None, **fields: str) -> httpx2.Response:
+        """Send a form of a page, to that page or to another one."""
         text = self.page(path)
         (token,) = set(re.findall(r'name="form_token" value="([^"]+)"', text))
-        return self.http.post(f"/console{path}", data={"form_token": token, **fields})
+        return self.http.post(f"/console{to or path}", data={"form_token": token, **fields})
 
 
 def test_the_console_shows_all_shards_and_finds_each_record(sharded: ShardedSite) -> None:
@@ -236,6 +242,37 @@ def test_the_console_shows_all_shards_and_finds_each_record(sharded: ShardedSite
         assert done.status_code == 303
         assert len(sharded.mills["b"].store.client.hgetall("batchmill:paused")) == 1
         console.post("/queues", kind="tenant", name="t0", action="resume")
+
+
+def test_the_console_sends_again_what_an_endpoint_did_not_get_from_any_shard(
+    sharded: ShardedSite,
+) -> None:
+    hook = "http://127.0.0.1:2000/hook"
+    document = json.dumps({"prompt": "x", "tenant": "t0"})
+    queue = keys.queue_name("other", "normal")  # no worker serves it
+    stores = {n: sharded.mills[n].store for n in "ab"}
+    for shard, store in stores.items():
+        job_id = f"gen_lost-{shard}"
+        store.submit(NewJob(job_id, "other", queue, document, 600_000, tenant="t0", webhook=hook))
+        claim = store.claim(job_id, owner="w", lease_ms=60_000, identity="i")
+        assert isinstance(claim, Claim)
+        store.complete(job_id, fence=claim.fence, state=JobState.COMPLETED, result="{}")
+        for event in store.outbox_claim(owner="test", limit=10, lease_ms=60_000):
+            store.outbox_settle(
+                event.event_id,
+                fence=event.fence,
+                outcome=DeliveryOutcome.EXHAUSTED,
+                reason="timeout",
+            )
+        assert Deliveries(store).waiting(limit=10) == ([], 0)
+    console = Console(sharded.root, sharded.operator)
+    with contextlib.closing(console.http):
+        form = {"url": hook, "tenant": "t0", "action": "redeliver"}
+        done = console.post("/queues", to="/webhooks", **form)
+    assert done.headers["location"].endswith("/webhooks?done=all-redelivered")
+    for shard, store in stores.items():
+        waiting, _ = Deliveries(store).waiting(limit=10)
+        assert [each.id for each in waiting] == [f"evt_gen_lost-{shard}_completed"]
 
 
 def run_job(sharded: ShardedSite, name: str) -> str:
