@@ -358,6 +358,17 @@ def test_a_new_key_needs_the_shards_of_earlier_lists(fleet: Fleet) -> None:
     assert fleet.where(first.id) == [before]
 
 
+def test_where_earlier_lists_are_unknown_a_new_key_needs_all_shards(fleet: Fleet) -> None:
+    """An older version noted no lists in b, so the lists that a knows are not all that there were."""
+    with Client(fleet.listed("a", "b")) as client:
+        client.batches()  # notes the list in both
+    fleet.stores["b"].client.hdel(keys.SHARD, "lists")
+    accept(fleet, fleet.url)
+    away = f"a={fleet.urls['a']} b=unix:///nowhere c=unix:///nowhere"
+    with Client(away, timeout_s=0.5) as partly, pytest.raises(BrokerUnavailable, match="shard 'b'"):
+        partly.submit("p", tenant=TENANT["a"], idempotency_key="k")
+
+
 @pytest.mark.parametrize("kind", ["synchronous", "asyncio"])
 def test_an_error_names_the_jobs_that_the_other_shards_have_taken(fleet: Fleet, kind: str) -> None:
     away = f"a={fleet.urls['a']} b=unix:///nowhere c={fleet.urls['c']}"
