@@ -8,6 +8,7 @@ import threading
 from typing import Any
 
 import pytest
+from pydantic import SecretStr
 
 from batchmill.producer import AsyncClient
 from batchmill.producer.client import async_client, job_groups
@@ -38,7 +39,7 @@ def places(monkeypatch: pytest.MonkeyPatch) -> dict[str, list[bool]]:
     return found
 
 
-def fields_of(kind: str) -> dict[str, Any]:
+def fields_of(kind: str) -> Any:
     match kind:
         case "short":
             return {"prompt": "p"}
@@ -72,7 +73,7 @@ def test_the_loop_is_free_while_large_content_is_read_and_sealed(
     secret = f"k1:{base64.b64encode(bytes(32)).decode()}"
 
     async def submit() -> None:
-        settings = ProducerSettings(encryption_keys=secret)
+        settings = ProducerSettings(encryption_keys=SecretStr(secret))
         async with AsyncClient(redis_url, settings=settings) as client:
             if is_many:
                 await client.submit_many([fields_of(kind)])
