@@ -359,7 +359,7 @@ def test_a_new_key_needs_the_shards_of_earlier_lists(fleet: Fleet) -> None:
 
 
 def test_where_earlier_lists_are_unknown_a_new_key_needs_all_shards(fleet: Fleet) -> None:
-    """An older version noted no lists in b, so those that a knows are not all that there were."""
+    """An older version noted no lists in b, so those that a knows may not be all."""
     with Client(fleet.listed("a", "b")) as client:
         client.batches()  # notes the list in both
     fleet.stores["b"].client.hdel(keys.SHARD, "lists")
