@@ -7,18 +7,20 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from transformers import PreTrainedConfig, PreTrainedModel
 
 from batchmill.engine.contract.media import Media
 from batchmill.engine.request.media import MediaItem, item_digest
 from batchmill.engine.step.feature_rows import Features
 
 from .tower import load_tower
+
+if TYPE_CHECKING:  # every engine imports this file, and transformers' models take long to import
+    from transformers import PreTrainedConfig, PreTrainedModel
 
 
 @dataclass(frozen=True, slots=True)

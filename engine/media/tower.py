@@ -7,15 +7,17 @@ import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors import SafetensorError
-from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
 from batchmill.engine.errors import ModelLoadError
 from batchmill.engine.models.weight_files import weight_files
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig, PreTrainedModel
 
 #: Modules of the classes here that belong to the decoder.
 _DECODER_PARTS = ("text_model", "language_model", "lm_head")

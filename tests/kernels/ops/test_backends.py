@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from batchmill.kernels.ops.gated_activation import gelu_and_mul, silu_and_mul
+from batchmill.kernels.ops.int4_linear import make_int4_linear
 from batchmill.kernels.ops.int8_linear import make_int8_linear
 from batchmill.kernels.ops.linear import make_linear
 from batchmill.kernels.ops.lora import add_lora
@@ -42,6 +43,7 @@ CALLS: dict[str, Callable[[], object]] = {
     "gelu_and_mul": lambda: gelu_and_mul(ROWS, backend=NOWHERE),
     "linear": lambda: make_linear(ROWS, backend=NOWHERE),
     "int8_linear": lambda: make_int8_linear(ROWS, backend=NOWHERE),
+    "int4_linear": lambda: make_int4_linear(ROWS, backend=NOWHERE),
     "add_lora": lambda: add_lora(ROWS, ROWS, (), (8,), backend=NOWHERE),
     "sample": lambda: sample(
         ROWS, torch.ones(1), SLOT, torch.ones(1), torch.ones(1), SLOT, SLOT, backend=NOWHERE
