@@ -29,14 +29,17 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 
 #: Python runs it at its start, and so does every process that it starts.
 _SITE_CUSTOMIZE = """
-import importlib.abc, sys
+import importlib.machinery, sys
 
-class Absent(importlib.abc.MetaPathFinder):
-    def find_spec(self, name, path=None, target=None):
+class Installed(importlib.machinery.PathFinder):
+    @classmethod
+    def find_spec(cls, name, path=None, target=None):
         if name.partition(".")[0] in {absent!r}:
-            raise ModuleNotFoundError(f"{{name}} is not part of this install", name=name)
+            return None
+        return super().find_spec(name, path, target)
 
-sys.meta_path.insert(0, Absent())
+place = sys.meta_path.index(importlib.machinery.PathFinder)
+sys.meta_path[place] = Installed
 """
 
 
@@ -93,7 +96,7 @@ def only(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str | None], dic
 def test_modules_outside_an_extra_cannot_be_imported(only: Only) -> None:
     assert {"torch", "celery", "kombu", "transformers", "h11", "flower"} <= absent_modules(None)
     assert "h11" not in absent_modules("deliverer")
-    with pytest.raises(AssertionError, match="not part of this install"):
+    with pytest.raises(AssertionError, match="No module named 'celery'"):
         run("-c", "import celery", environment=only(None))
 
 
