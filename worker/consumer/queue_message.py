@@ -106,8 +106,8 @@ def read_queue_message(element: bytes) -> QueueMessage:
         args,
         kwargs,
         embed,
-        not_before_ms=None if eta is None else _unix_ms(eta),
-        expires_ms=None if expires is None else _unix_ms(expires),
+        not_before_ms=_unix_ms(eta),
+        expires_ms=_unix_ms(expires),
     )
 
 
@@ -118,8 +118,11 @@ def _uncompressed(message: dict[str, Any], parts: Any) -> dict[str, Any]:
     return {**message, "headers": headers, "properties": properties, "body": kombu_dumps(parts)}
 
 
-def _unix_ms(moment: str) -> int:
+def _unix_ms(moment: str | None) -> int | None:
+    """Return a moment in Unix milliseconds; None for none, as an empty text is to Celery."""
     at = maybe_iso8601(moment)
+    if at is None:
+        return None
     aware = at if at.tzinfo is not None else at.replace(tzinfo=UTC)
     return int(aware.timestamp() * 1000)
 
@@ -182,7 +185,7 @@ def _check_headers(headers: Any) -> dict[str, Any]:
 
 def _is_moment(value: Any) -> bool:
     try:
-        return isinstance(value, str) and _unix_ms(value) > 0
+        return isinstance(value, str) and ((at_ms := _unix_ms(value)) is None or at_ms > 0)
     except (ValueError, OverflowError):
         return False
 

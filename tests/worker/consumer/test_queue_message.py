@@ -114,6 +114,7 @@ def test_a_bad_message_of_protocol_1_is_refused_like_one_of_protocol_2(
     [
         {"eta": None, "expires": None, "timelimit": [None, None], "retries": 0, "shadow": None},
         {"eta": "2030-01-01T00:00:00+00:00", "timelimit": [10, 5.5], "stamped_headers": []},
+        {"eta": "", "expires": ""},
     ],
 )
 def test_headers_that_celery_writes_are_accepted(headers: dict[str, Any]) -> None:
