@@ -96,10 +96,6 @@ def test_every_series_of_ours_is_on_the_dashboard_or_explained() -> None:
         *("batchmill_jobs_claimed_total", "batchmill_jobs_processed_total"),
         *("batchmill_request_time_per_output_token_seconds", "batchmill_request_params_n"),
         *("batchmill_objects_total", "batchmill_object_bytes_total"),  # without a store they stay 0
-        # Of models that take pictures or sounds; the panels of batches and caches show their load.
-        *("batchmill_mm_cache_bytes", "batchmill_media_decoded_total"),
-        *("batchmill_media_decode_seconds_total", "batchmill_audio_seconds_total"),
-        *("batchmill_tower_runs_total", "batchmill_tower_seconds_total"),
     }
     names = {series.name for group in CATALOGUE.values() for series in group}
     missing = {name for name in names if not re.search(rf"\b{name}(_bucket|_sum)?\b", shown)}
