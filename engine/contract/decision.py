@@ -6,7 +6,9 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any, Final, Literal, get_args
 
+from .chat import ROLES
 from .errors import ContractError
+from .media import MEDIA_TYPES
 
 QuestionType = Literal["choice", "score", "yes_no"]
 QUESTION_TYPES: Final[tuple[str, ...]] = get_args(QuestionType)
@@ -59,6 +61,35 @@ def read_spellings(decision: Mapping[str, Any]) -> dict[str, Any]:
             for key, each in questions.items()
         }
     return read
+
+
+def check_state(state: Any) -> None:
+    """Check that a state that looks like a chat can be read as one.
+
+    Args:
+        state: Of a decision, JSON values.
+
+    Raises:
+        ContractError: `unsupported_parameter` for a picture or a sound, or a message has a role
+            that chats do not have.
+    """
+    for index, message in enumerate(state if isinstance(state, list) else ()):
+        if not isinstance(message, Mapping) or message.keys() != {"role", "content"}:
+            continue
+        content = message["content"]
+        for part in content if isinstance(content, list) else ():
+            if isinstance(part, Mapping) and part.get("type") in MEDIA_TYPES:
+                raise ContractError(
+                    f"state[{index}].content has a part of type {part['type']}: decisions read "
+                    "text only, so leave pictures and sounds out",
+                    "unsupported_parameter",
+                )
+    for index, message in enumerate(messages_of(state) or ()):
+        if message["role"] not in ROLES:
+            raise ContractError(
+                f"state[{index}].role is {message['role'][:40]!r}: use one of {', '.join(ROLES)}, "
+                "or give the state as text"
+            )
 
 
 def check_question(question_id: str, kind: str, criteria: Any) -> None:

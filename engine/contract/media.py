@@ -98,6 +98,15 @@ class Audio:
 Media = Image | Audio
 #: Types of the parts of a message's content that stand for a medium.
 MEDIA_KINDS: Final = (Image.kind, Audio.kind)
+#: Types of parts that bring a medium in any of the forms that producers read, and its kind.
+MEDIA_TYPES: Final[Mapping[str, str]] = {
+    "image": "image",
+    "image_url": "image",
+    "input_image": "image",
+    "audio": "audio",
+    "audio_url": "audio",
+    "input_audio": "audio",
+}
 
 
 def media_kinds(messages: Iterable[Mapping[str, Any]]) -> list[str]:

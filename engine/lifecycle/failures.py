@@ -14,6 +14,11 @@ NOT_FINITE: Final = RequestFailure(
     "the model computed logits that are not finite numbers: try another dtype (float32), and check "
     "the model's weights",
 )
+_NOT_FINITE_STEERED: Final = RequestFailure(
+    "numerical_error",
+    "the model computed logits that are not finite numbers, with a steering vector: lower its "
+    "strength, or leave steering out",
+)
 
 
 def failure_without_token(request: Request) -> RequestFailure:
@@ -22,7 +27,7 @@ def failure_without_token(request: Request) -> RequestFailure:
         return request.controls.failure
     if request.media is not None and request.media.problem is not None:
         return RequestFailure("media_failed", request.media.problem)
-    return NOT_FINITE
+    return NOT_FINITE if request.steering is None else _NOT_FINITE_STEERED
 
 
 def out_of_memory_alone(batch: ScheduledBatch) -> RequestFailure:

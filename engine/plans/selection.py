@@ -11,12 +11,13 @@ from typing import Any, Final, cast
 from batchmill.engine.contract.errors import ContractError
 from batchmill.engine.contract.selection import read_selection_question
 from batchmill.engine.errors import RequestError
-from batchmill.engine.request.outputs import Completion, FinishReason
+from batchmill.engine.request.outputs import FinishReason
 from batchmill.engine.text.chat import Chat, text_of
+from batchmill.engine.text.tool_calls import ToolCall
 
 from .decision.answers import make_answer
-from .decision.plan import check_labels, read_labels
-from .decision.prompts import NO_STATE, Asking
+from .decision.plan import TOO_LONG, check_labels, read_labels
+from .decision.prompts import Asking
 from .decision.spec import DecisionSpec, read_decision
 from .plan import Plan, PlannedJob, PlannedRequest, PlanResult
 
@@ -36,17 +37,23 @@ def selection_plan(job: PlannedJob) -> Plan:
     assert job.params is not None
     assert job.prompt is not None
     question = _question(job)
-    check_labels(job, *_asked(question, NO_STATE))
+    try:  # before anything is generated: a sample only makes the question longer
+        check_labels(job, *_asked(question, _state(job, "")))
+    except RequestError as refusal:
+        raise _explained(job, refusal) from None
     (output,) = yield [PlannedRequest(job.prompt, job.params, is_output=True)]
     candidates = [
-        (place, _asked(question, _state(job, each)))
+        (place, _asked(question, _state(job, each.text, each.tool_calls)))
         for place, each in enumerate(output.completions)
         if each.finish_reason in _ENDED
     ]
     answers: list[dict[str, Any] | None] = [None] * len(output.completions)
     for start in range(0, len(candidates), _NUM_TOGETHER):
         batch = candidates[start : start + _NUM_TOGETHER]
-        readings = yield from read_labels(job, [asked for _, asked in batch])
+        try:
+            readings = yield from read_labels(job, [asked for _, asked in batch])
+        except RequestError as refusal:
+            raise _explained(job, refusal) from None
         for (place, (_, asking)), reading in zip(batch, readings, strict=True):
             answers[place] = make_answer(asking.question, [reading], [], None)
     return PlanResult({"index": _best(answers), "answers": answers})
@@ -64,20 +71,32 @@ def _asked(question: Mapping[str, Any], state: Any) -> tuple[DecisionSpec, Askin
     return spec, Asking(spec.questions[0])
 
 
-def _state(job: PlannedJob, sample: Completion) -> Any:
+def _explained(job: PlannedJob, refusal: RequestError) -> RequestError:
+    """Return the error of a question in terms of the job's own fields."""
+    if refusal.code != TOO_LONG:
+        return refusal
+    return RequestError(
+        refusal.code,
+        "the question of select, the job's input and a sample's output together exceed "
+        f"max_model_len ({job.engine.config.max_model_len}): shorten the question or the input, "
+        "lower max_tokens, or select by likelihood or vote",
+    )
+
+
+def _state(job: PlannedJob, text: str, tool_calls: Sequence[ToolCall] = ()) -> Any:
     """Return what the question is about: the job's input, and a sample's output after it."""
     if not isinstance(job.prompt, Chat):
         echoes = job.params is not None and job.params.echo
-        return sample.text if echoes else _prompt_text(job) + sample.text
+        return text if echoes else _prompt_text(job) + text
     chat = job.prompt
     messages = [_plain(each) for each in chat.messages]
-    answer: dict[str, Any] = {"role": "assistant", "content": sample.text}
-    if sample.tool_calls:
+    answer: dict[str, Any] = {"role": "assistant", "content": text}
+    if tool_calls:
         answer["tool_calls"] = [
-            {"name": call.name, "arguments": call.arguments} for call in sample.tool_calls
+            {"name": call.name, "arguments": call.arguments} for call in tool_calls
         ]
     if chat.continue_final_message:
-        answer["content"] = f"{messages.pop()['content']}{sample.text}"
+        answer["content"] = f"{messages.pop()['content']}{text}"
     messages.append(answer)
     return {"documents": list(chat.documents), "messages": messages} if chat.documents else messages
 

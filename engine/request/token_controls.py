@@ -119,11 +119,29 @@ class RequestControls:
         limit_error = None if self.structure is None else self.structure.limit_error
         if limit_error is not None:
             return RequestFailure(TOO_COMPLEX, limit_error)
+        names = self._names_of_restrictions()
+        these = names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]} together"
+        forbid = "forbids" if len(names) == 1 else "forbid"
         return RequestFailure(
             "no_token_left",
-            "the request's controls forbid every next token: loosen its structure, "
-            "allowed_token_ids, bad_words, no_repeat_ngram_size or min_tokens",
+            f"{these} {forbid} every next token: loosen {'it' if len(names) == 1 else 'one'}",
         )
+
+    def _names_of_restrictions(self) -> list[str]:
+        """Return the fields of the request that can forbid tokens."""
+        fields = {
+            self._name_of_structure(): self.structure,
+            "allowed_token_ids": self.allowed is not None,
+            "bad_words": self._bad_words,
+            "no_repeat_ngram_size": self._ngrams,
+            "min_tokens": self._ending_token_ids,
+        }
+        return [name for name, given in fields.items() if given]
+
+    def _name_of_structure(self) -> str:
+        if self.params.grammar is None:
+            return "tool_choice"
+        return "response_format" if self.params.structured_outputs is None else "structured_outputs"
 
     def catch_up(self, output_token_ids: Sequence[int]) -> None:
         """Read the output tokens that were not seen yet."""

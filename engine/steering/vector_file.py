@@ -133,9 +133,10 @@ def _checked(tensors: Iterable[tuple[str, NDArray[Any]]]) -> VectorFiles:
         layer = int(named[1])
         if layer in found:
             raise AdapterError(f"it has two directions of layer {layer}: save it again")
-        if tensor.ndim != 1 or not np.issubdtype(tensor.dtype, np.floating):
+        if tensor.ndim != 1 or not tensor.size or not np.issubdtype(tensor.dtype, np.floating):
             raise AdapterError(f"{name} must be a row of floating point numbers")
-        found[layer] = np.ascontiguousarray(tensor, dtype="<f4")
+        with np.errstate(over="ignore"):  # what is too large for float32 is refused below
+            found[layer] = np.ascontiguousarray(tensor, dtype="<f4")
         if not np.isfinite(found[layer]).all():
             raise AdapterError(f"{name} has numbers that are not finite")
     if len({len(each) for each in found.values()}) != 1:

@@ -13,7 +13,7 @@ from batchmill.engine.contract.errors import ContractError
 from batchmill.engine.contract.kinds import Kind
 
 from .chat import TemplateKwargs
-from .field_checks import STRICT, Text, check_depth, check_utf8, optional
+from .field_checks import STRICT, Text, check_depth, check_utf8, optional, validation_error
 from .kinds import KindSection
 
 #: Of an answer's frame in the result, and of each option's name and probability.
@@ -153,6 +153,14 @@ class Decision(KindSection):
             )
         except ContractError as refusal:
             raise ValueError(refusal.message) from None
+
+    @model_validator(mode="after")
+    def _check_state(self) -> Self:
+        try:
+            contract.check_state(self.state)
+        except ContractError as refusal:
+            raise validation_error(refusal, "decision") from None
+        return self
 
     @model_validator(mode="after")
     def _check_questions(self) -> Self:

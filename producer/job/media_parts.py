@@ -16,6 +16,7 @@ from pydantic import AfterValidator, BaseModel, Field, PrivateAttr
 from pydantic_core import PydanticCustomError
 
 from batchmill.engine.contract.limits import MAX_MEDIA_BYTES
+from batchmill.engine.contract.media import MEDIA_TYPES
 from batchmill.producer.protocol.media import ID_PATTERN, MediaFile, is_media_id, media_id
 from batchmill.producer.webhook.target import ForbiddenTarget, split_url
 
@@ -23,15 +24,6 @@ from .field_checks import STRICT
 from .limits import MAX_URL_CHARS
 from .media_format import check_kind
 
-#: Types of parts that bring a picture or a sound, and its kind.
-MEDIA_TYPES: Final[Mapping[str, str]] = {
-    "image": "image",
-    "image_url": "image",
-    "input_image": "image",
-    "audio": "audio",
-    "audio_url": "audio",
-    "input_audio": "audio",
-}
 #: What stands for `no choice` in OpenAI's `detail`: the model decides how large it sees a picture.
 _NEUTRAL_DETAILS: Final = (None, "auto")
 _MAX_BASE64_CHARS: Final = (MAX_MEDIA_BYTES + 2) // 3 * 4

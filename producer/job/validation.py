@@ -19,6 +19,9 @@ from .document import GenerationJob
 
 #: Longest part of a field's name that a message shows.
 _MAX_NAME_CHARS = 200
+#: Errors of a number that is out of range. A number is shown, because it is no content.
+_RANGE_ERRORS = ("less_than", "less_than_equal", "greater_than", "greater_than_equal")
+_MAX_SHOWN_BITS = 64
 
 
 def parse_job(data: Mapping[str, Any]) -> GenerationJob:
@@ -27,7 +30,7 @@ def parse_job(data: Mapping[str, Any]) -> GenerationJob:
     Raises:
         UnsupportedParameter: a parameter that this version does not support.
         JobRejected: a field is missing, unknown or out of range; the message names it, and never
-            shows its content.
+            shows its content, except a number that is out of range.
     """
     try:
         return GenerationJob.model_validate(dict(data))
@@ -49,7 +52,7 @@ def parse_document(document: bytes | str) -> GenerationJob:
 
 def rejected_error(error: ValidationError) -> JobRejected:
     """Return the error for a caller, made of pydantic's first error."""
-    details = error.errors(include_url=False, include_input=False)
+    details = error.errors(include_url=False)
     for detail in details:
         if detail["type"] == "unsupported_parameter":
             where = _dotted(detail) or str(detail["ctx"]["param"])
@@ -93,7 +96,20 @@ def _message(detail: ErrorDetails, param: str | None) -> str:
     text = detail["msg"].removeprefix("Value error, ")
     if detail["type"] == "model_type":  # pydantic would name the Python class
         text = "Input should be an object"
+    number = _number_out_of_range(detail)
+    if param is not None and number is not None:
+        return f"{param} is {number}: it {text.removeprefix('Input ')}"
     return text if param is None else f"{param}: {text}"
+
+
+def _number_out_of_range(detail: ErrorDetails) -> str | None:
+    """Return the number that is out of range, if an error is of that and it is short."""
+    number = detail.get("input")
+    if detail["type"] not in _RANGE_ERRORS or isinstance(number, bool):
+        return None
+    if isinstance(number, int):
+        return str(number) if number.bit_length() <= _MAX_SHOWN_BITS else None
+    return f"{number:g}" if isinstance(number, float) else None
 
 
 def _canonical_name(alias: str) -> str | None:

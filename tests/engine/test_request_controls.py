@@ -126,6 +126,7 @@ def test_request_without_a_token_left_fails_by_itself_and_says_why(byte_engine: 
     assert (failed.finish_reason, failed.token_ids) == ("error", [5])
     assert failed.error is not None
     assert failed.error.code == "no_token_left"
+    assert failed.error.message.startswith("allowed_token_ids and bad_words together forbid")
     assert fine.finish_reason == "length"
 
 

@@ -172,6 +172,11 @@ ASKED = {
         "tests/engine/steering/test_steered_requests.py"
         "::test_mixed_batch_equals_transformers_with_hooks",
     ),
+    "reasoning_effort": (
+        "chat.md",
+        "tests/engine/test_thinking_budget.py"
+        "::test_an_effort_is_a_switch_of_the_template_and_a_budget",
+    ),
     "draft_corpus": (
         "drafts.md",
         "tests/worker/corpora/test_corpus_jobs.py"

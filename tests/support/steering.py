@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import gguf
 import numpy as np
@@ -20,7 +22,7 @@ def directions(
     }
 
 
-def write_safetensors(path: Path, vectors: dict[int, NDArray[np.float32]]) -> Path:
+def write_safetensors(path: Path, vectors: Mapping[int, NDArray[np.floating[Any]]]) -> Path:
     """Write directions as safetensors."""
     save_file({f"direction.{layer}": each for layer, each in vectors.items()}, path)
     return path

@@ -7,6 +7,7 @@ from collections.abc import Generator, Iterator, Mapping, Sequence
 from typing import Any, Final, TypeVar
 
 from batchmill.engine.contract.decision import text_of
+from batchmill.engine.errors import RequestError
 from batchmill.engine.plans.plan import Plan, PlannedJob, PlannedRequest, PlanResult
 from batchmill.engine.request.outputs import RequestFailure, RequestOutput
 from batchmill.engine.request.sampling_params import SamplingParams
@@ -17,6 +18,8 @@ from .labels import label_token_ids
 from .prompts import Asking, askings, reading_messages, writing_messages
 from .spec import DecisionSpec, Question, read_decision
 
+#: Code of the error of a prompt that exceeds the model's length.
+TOO_LONG: Final = "context_length_exceeded"
 #: Prompts that are tokenized and added together, so that other requests are not held up.
 _NUM_TOGETHER: Final = 16
 #: Characters of the states of prompts that are tokenized together: about a tenth of a second's.
@@ -53,7 +56,7 @@ def decision_plan(job: PlannedJob) -> Plan:
 
 
 def check_labels(job: PlannedJob, spec: DecisionSpec, asking: Asking) -> None:
-    """Check that a model has a token for each label of a question.
+    """Check that a model can read a question: its prompt fits, and each label is a token.
 
     Raises:
         RequestError: as `read_labels`.
@@ -126,8 +129,26 @@ def _prompt(
     if re.search(r"\benable_thinking\b", template):
         kwargs.setdefault("enable_thinking", False)
     chat = Chat(messages=messages, chat_template_kwargs=kwargs)
-    return tokenizer.apply_chat_template(
-        chat, max_num_tokens=job.engine.config.max_model_len - 1, control_tokens_as_text=True
+    limit = job.engine.config.max_model_len - 1
+    try:
+        prompt = tokenizer.apply_chat_template(
+            chat, max_num_tokens=limit, control_tokens_as_text=True
+        )
+    except RequestError as refusal:
+        if refusal.code != TOO_LONG:
+            raise
+        raise _too_long(f"more than {limit}", limit) from None
+    if len(prompt) > limit:
+        raise _too_long(str(len(prompt)), limit)
+    return prompt
+
+
+def _too_long(num_tokens: str, limit: int) -> RequestError:
+    return RequestError(
+        TOO_LONG,
+        f"a question with its state has {num_tokens} tokens, max_model_len is {limit + 1} and one "
+        "token has to be left for the answer: shorten the state or the question, or raise "
+        "max_model_len",
     )
 
 

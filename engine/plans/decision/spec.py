@@ -51,6 +51,7 @@ def read_decision(section: Mapping[str, Any]) -> DecisionSpec:
         questions = read.get("questions")
         if read.get("state") is None or not isinstance(questions, Mapping) or not questions:
             raise ContractError("decision needs a state and at least one question")
+        contract.check_state(read["state"])
         return DecisionSpec(
             state=read["state"],
             instructions=read.get("instructions"),

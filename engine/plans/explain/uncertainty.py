@@ -48,7 +48,7 @@ def uncertainty(
     return {
         "num_samples": len(texts),
         "groups": [{"text": examples[key], "count": count} for key, count in counts.most_common()],
-        "entropy": -sum(share * math.log(share) for share in shares),
+        "entropy": sum(share * math.log(1 / share) for share in shares),
         "agreement": counts[_group_of(own_text, meanings)] / len(texts),
         "match": "exact" if meanings is None else "embedding",
     }

@@ -285,7 +285,8 @@ def test_a_state_cannot_end_its_own_message(make: Callable[..., Engine]) -> None
         ({"questions": {}}, "at least one question"),
         ({"questions": {"q": {"type": "maybe"}}}, "must be one of choice, score, yes_no"),
         ({"questions": {"q": {"type": "choice", "criteria": []}}}, "must have option names"),
-        ({"state": "x " * 600}, "context_length|max_model_len"),
+        ({"state": "x " * 600}, "question with its state has .* shorten the state"),
+        ({"state": "x" * 99_999}, "question with its state has more than .* shorten the state"),
         ({"chat_template_kwargs": {"unknown_name": 1}}, "does not use unknown_name"),
     ],
 )

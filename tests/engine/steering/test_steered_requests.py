@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import pytest
 import torch
 from transformers import LlamaForCausalLM
@@ -231,6 +232,7 @@ def test_files_that_are_no_vectors_are_refused(tmp_path: Path) -> None:
     (tmp_path / "vectors.bin").write_bytes(b"")
     nan = {0: vectors[0] * float("nan")}
     sizes = {0: vectors[0], 1: vectors[1][:4]}
+    large = {0: np.full(8, 1e300)}
     for path, message in (
         (tmp_path / "vectors.bin", "neither"),
         (tmp_path / "broken.gguf", "cannot be read"),
@@ -238,6 +240,8 @@ def test_files_that_are_no_vectors_are_refused(tmp_path: Path) -> None:
         (tmp_path / "missing.gguf", "cannot be read"),
         (write_gguf(tmp_path / "model.gguf", vectors, "llama"), "'llama'"),
         (write_safetensors(tmp_path / "nan.safetensors", nan), "not finite"),
+        (write_safetensors(tmp_path / "large.safetensors", large), "not finite"),
+        (write_safetensors(tmp_path / "short.safetensors", {0: vectors[0][:0]}), "must be a row"),
         (write_safetensors(tmp_path / "sizes.safetensors", sizes), "same size"),
         (write_safetensors(tmp_path / "none.safetensors", {}), "at least one"),
         (write_safetensors(tmp_path / "high.safetensors", {9999: vectors[0]}), "names are"),

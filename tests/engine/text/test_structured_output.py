@@ -123,6 +123,7 @@ def test_structure_that_other_controls_make_impossible_is_an_error_not_a_wrong_t
     assert (output.finish_reason, output.text) == ("error", "")
     assert output.error is not None
     assert output.error.code == "no_token_left"
+    assert output.error.message.startswith("structured_outputs and allowed_token_ids together")
 
 
 @pytest.mark.feature("structured_outputs")

@@ -82,6 +82,13 @@ def test_a_list_of_options_has_no_descriptions() -> None:
         (decision(state=None), "decision.state: Field required"),
         (decision(state=3), "must be text, or JSON"),
         (decision(state={"x": float("nan")}), "decision.state: must be JSON: .*float"),
+        (
+            decision(
+                state=[{"role": "user", "content": [{"type": "image_url", "image_url": "x"}]}]
+            ),
+            r"state\[0\].content has a part of type image_url: decisions read text only",
+        ),
+        (decision(state=[{"role": "judge", "content": "x"}]), r"state\[0\].role is 'judge'"),
         (decision(state={"x": b"y"}), "decision.state: must be JSON: .*bytes"),
         (decision() | {"embedding": {"input": "x"}}, "embedding has no effect beside decision"),
         (decision(state="x" * (1 << 20)), "decision has .* bytes, the limit is 1048576"),
@@ -92,7 +99,7 @@ def test_a_list_of_options_has_no_descriptions() -> None:
         (decision(questions=[{"id": "a", **TEAM}] * 2), "id is given twice"),
         (decision(input="x"), "input is another name for state"),
         (decision(rotations=0), "decision.rotations"),
-        (decision(min_confidence=2), "decision.min_confidence"),
+        (decision(min_confidence=2), "decision.min_confidence is 2: it should be .* equal to 1"),
         (decision(on_low_confidence="fail"), "no effect without min_confidence"),
         (decision(seed=1), "decision.seed"),
         (decision(chat_template_kwargs={"tools": 1}), "must not have a key 'tools'"),

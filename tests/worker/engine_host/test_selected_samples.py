@@ -136,14 +136,29 @@ def test_a_prompt_without_a_chat_is_judged_with_its_output_after_it(loaded: Load
     assert first.probabilities == pytest.approx(expected["probabilities"], abs=1e-4)
 
 
-def test_a_question_that_the_model_has_no_labels_for_is_refused_before_anything_runs(
-    loaded: LoadedModel,
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {
+            "select": {
+                "by": "decision",
+                "question": {"type": "score", "criteria": ["x" * 999] * 26},
+            }
+        },
+        {
+            "messages": [{"role": "user", "content": "river " * 120}],
+            "select": {"by": "decision", "question": "Is it a river? " * 25},
+        },
+    ],
+    ids=["question", "question-and-input"],
+)
+def test_a_question_that_is_too_long_is_refused_before_anything_runs(
+    loaded: LoadedModel, fields: dict[str, Any]
 ) -> None:
     hosted = RealEngine(new_engine(loaded))
-    many = {"type": "score", "criteria": ["x" * 999] * 26}
-    document = parse_job(JOB | {"select": {"by": "decision", "question": many}})
+    document = parse_job(JOB | fields)
     claim = Claim("j", "1.n", b"{}", [], 1, False, None, 0, 0, 0)
-    with pytest.raises(RequestRefused, match="max_model_len"):
+    with pytest.raises(RequestRefused, match=r"together exceed max_model_len \(256\)"):
         hosted.add(engine_request(claim, document, None))
     assert not hosted.has_unfinished()
 
