@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import fields
 
 from batchmill.engine import SamplingParams
-
 from batchmill.producer.job.document import GenerationJob
 
 from .feature_table import ASKED, PAGE, ROOT, marked_tests, page
