@@ -11,9 +11,10 @@ from pydantic_core import PydanticCustomError
 
 from batchmill.engine.contract import limits
 from batchmill.engine.contract.chat import FUNCTION_NAME, Role
+from batchmill.engine.contract.media import MEDIA_TYPES
 
 from .field_checks import STRICT, Text, check_utf8
-from .media_parts import MEDIA_TYPES, MediaPart, MediaPartForms, read_media_part
+from .media_parts import MediaPart, MediaPartForms, read_media_part
 
 #: Fields that OpenAI's responses write out in messages, and their values that mean nothing.
 NEUTRAL_FIELDS: Final[dict[str, tuple[Any, ...]]] = {

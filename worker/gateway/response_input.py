@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping, Set
 from typing import Any
 
-from batchmill.producer.job.media_parts import MEDIA_TYPES
+from batchmill.engine.contract.media import MEDIA_TYPES
 
 from .api_errors import ApiError, invalid
 
