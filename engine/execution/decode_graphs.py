@@ -19,7 +19,7 @@ from batchmill.engine.scheduling.scheduled_batch import ScheduledBatch
 from batchmill.engine.step.request_rows import RequestRows
 from batchmill.engine.step.step_inputs import StepInputBuilder, StepInputs
 from batchmill.engine.step.upload import Uploader
-from batchmill.kernels.ops.sample import sample
+from batchmill.kernels.ops.sample import have_finite_maximum, sample_and_check
 
 from .graph_recorder import Recorder, recorder_for, reserved_gib
 
@@ -143,6 +143,7 @@ class DecodeGraphs:
         vocab_size = model.config.vocab_size
         self._logits = torch.empty(most, vocab_size, dtype=torch.float32, device=device)
         self._token_ids = torch.zeros(most, dtype=torch.int64, device=device)
+        # Of the logits that were sampled, which controls may have changed.
         self._is_finite = torch.zeros(most, dtype=torch.bool, device=device)
         self._forwards: dict[int, Callable[[], None]] = {}
         self._samplings: dict[int, Callable[[], None]] = {}
@@ -192,11 +193,29 @@ class DecodeGraphs:
         """Replay the whole step of a batch for which `can_replay` and `can_sample` hold."""
         # Before the replay, so that if this allocation fails, the state has not advanced.
         host_buffers = HostBuffers(len(batch.decodes), self._model.device)
-        step = self.compute(batch)
-        return SampledTokens(step.sample(), step.is_finite, host_buffers=host_buffers)
+        num_rows, size = len(batch.decodes), self._replay_forward(batch)
+        self._samplings[size]()
+        return SampledTokens(
+            self._token_ids[:num_rows], self._is_finite[:num_rows], host_buffers=host_buffers
+        )
 
     def compute(self, batch: ScheduledBatch) -> ReplayedStep:
-        """Replay the step of a batch for which `can_replay` holds, up to its logits."""
+        """Replay the step of a batch for which `can_replay` holds, up to its logits.
+
+        They are checked here, by kernels that no graph contains: when they are sampled, controls
+        have changed them.
+        """
+        num_rows, size = len(batch.decodes), self._replay_forward(batch)
+        logits = self._logits[:num_rows]
+        return ReplayedStep(
+            logits=logits,
+            is_finite=have_finite_maximum(logits),
+            _token_ids=self._token_ids[:num_rows],
+            _replay_sampling=self._samplings[size],
+        )
+
+    def _replay_forward(self, batch: ScheduledBatch) -> int:
+        """Compute a batch's logits, and return the size of the graphs that hold it."""
         rows, num_rows = self._rows.rows_of(batch), len(batch.decodes)
         starts = self._rows.decode_starts(batch)
         size = next(size for size in self.sizes if size >= num_rows)
@@ -209,12 +228,7 @@ class DecodeGraphs:
             self._begin_blocks(rows, starts, begun)
         self._forwards[size]()
         self._loaded, self._next_starts = rows, starts + 1
-        return ReplayedStep(
-            logits=self._logits[:num_rows],
-            is_finite=self._is_finite[:num_rows],
-            _token_ids=self._token_ids[:num_rows],
-            _replay_sampling=self._samplings[size],
-        )
+        return size
 
     @torch.inference_mode()
     def _compute(self, size: int) -> None:
@@ -240,14 +254,13 @@ class DecodeGraphs:
             rope_positions=self._rope_positions(positions),
         )
         self._model.forward(inputs, self._kv_cache, logits)
-        self._is_finite[:size].copy_(torch.isfinite(logits.amax(dim=-1)))
         positions += is_live
 
     @torch.inference_mode()
     def _sample(self, size: int) -> None:
         """Sample from the logits of the first `size` rows, at fixed addresses."""
         state = self._state
-        token_ids: Tensor = sample(
+        token_ids, is_finite = sample_and_check(
             self._logits[:size],
             state.temperature[:size],
             state.top_k[:size],
@@ -257,6 +270,7 @@ class DecodeGraphs:
             state.positions[:size] - state.num_prompt_tokens[:size],
         )
         self._token_ids[:size].copy_(token_ids)
+        self._is_finite[:size].copy_(is_finite)
         self._rows.last_tokens.index_copy_(0, state.row_ids[:size], token_ids)
 
     def _rope_positions(self, positions: Tensor) -> Tensor | None:

@@ -16,7 +16,7 @@ from batchmill.engine.request.request import Request
 from batchmill.engine.scheduling.scheduled_batch import ScheduledBatch
 from batchmill.engine.step.request_rows import RequestRows
 from batchmill.engine.step.upload import Uploader
-from batchmill.kernels.ops.sample import sample
+from batchmill.kernels.ops.sample import have_finite_maximum, sample, sample_and_check
 
 from .guided_rows import GuidedRows
 from .logits_processor import LogitsProcessor
@@ -104,7 +104,9 @@ class Sampler:
             # ahead of a long prompt's chunks without bound.
             no_ids = torch.empty(0, dtype=torch.int64, device=logits.device)
             return SampledTokens(no_ids, no_ids.bool(), known_scores=known_scores)
-        is_finite = _have_finite_maximum(logits) if recorded is None else recorded.is_finite
+        if not self._requests and recorded is None:  # no control changes or reads the logits
+            return self._sample_plain(logits, batch, rows, known_scores)
+        is_finite = have_finite_maximum(logits) if recorded is None else recorded.is_finite
         scored = _ScoredRows.of(logits, self._special.scored, self._uploader)
         guided = self._special.guided_on(self._uploader)
         if guided is not None:
@@ -129,6 +131,22 @@ class Sampler:
         # corrects that once it knows which drafts are accepted.
         if update is not None:
             self._rows.last_tokens.index_copy_(0, update, token_ids)
+        return sampled
+
+    def _sample_plain(
+        self,
+        logits: Tensor,
+        batch: ScheduledBatch,
+        rows: NDArray[np.int64],
+        known_scores: KnownScores | None,
+    ) -> SampledTokens:
+        """Sample rows without controls but numbers; they are read once for tokens and check."""
+        controls, positions = self._upload_controls(rows, batch)
+        token_ids, is_finite = sample_and_check(logits, *controls.numbers, positions)
+        sampled = SampledTokens(
+            token_ids, is_finite, drafted_rows=batch.drafts_of_rows, known_scores=known_scores
+        )
+        self._rows.last_tokens.index_copy_(0, controls.rows, token_ids)  # last; see `sample`
         return sampled
 
     def _sample(
@@ -231,13 +249,6 @@ def _num_tokens(batch: ScheduledBatch, rows: RequestRows) -> NDArray[np.int64]:
         for num_after in reversed(range(each.num_sampled_tokens))
     ]
     return np.concatenate([decodes, np.array(chunks, dtype=np.int64)])
-
-
-def _have_finite_maximum(logits: Tensor) -> Tensor:
-    """Return whether each row has a finite maximum, [num_rows] bool; NaN makes it not finite."""
-    if logits.device.type == "cpu":  # numpy, because torch's threads would spin afterwards
-        return torch.from_numpy(np.isfinite(logits.numpy().max(axis=-1)))
-    return torch.isfinite(logits.amax(dim=-1))
 
 
 @dataclass(frozen=True, slots=True)

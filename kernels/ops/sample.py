@@ -12,6 +12,7 @@ counter noise for sampling as in vLLM's V2 model runner and SGLang's seeded samp
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from functools import lru_cache
 
 import numpy as np
@@ -48,7 +49,7 @@ def sample(
 
     Min-p is applied first, then top-k, then top-p to the kept tokens, renormalised. Tokens that tie
     with the last one of top-k or top-p are kept too, so the kept set does not depend on a sort's
-    order. A row with a NaN gets some valid id: check for NaN before.
+    order. A row with NaN or +inf gets some valid id: `sample_and_check` tells which rows have one.
 
     Args:
         logits: [num_rows, vocab_size] float32; -inf forbids a token.
@@ -70,6 +71,37 @@ def sample(
     _check(logits, temperature, top_k, top_p, min_p_gaps, seeds, positions)
     compute = select_backend("sample", _BACKENDS, backend, logits.device)
     return compute(logits, temperature, top_k, top_p, min_p_gaps, seeds, positions)
+
+
+def sample_and_check(
+    logits: Tensor,
+    temperature: Tensor,
+    top_k: Tensor,
+    top_p: Tensor,
+    min_p_gaps: Tensor,
+    seeds: Tensor,
+    positions: Tensor,
+    *,
+    backend: Backend = "auto",
+) -> tuple[Tensor, Tensor]:
+    """Sample as `sample` does, and check the logits: on a GPU in the same pass over them.
+
+    Returns:
+        The tokens, [num_rows] int64; and `have_finite_maximum` of the logits.
+
+    Raises:
+        ValueError: shapes or dtypes do not match.
+    """
+    _check(logits, temperature, top_k, top_p, min_p_gaps, seeds, positions)
+    compute = select_backend("sample", _CHECKED_BACKENDS, backend, logits.device)
+    return compute(logits, temperature, top_k, top_p, min_p_gaps, seeds, positions)
+
+
+def have_finite_maximum(logits: Tensor) -> Tensor:
+    """Return whether each row has a finite maximum, [num_rows] bool; NaN makes it not finite."""
+    if logits.device.type == "cpu":  # numpy, because torch's threads would spin afterwards
+        return torch.from_numpy(np.isfinite(logits.numpy().max(axis=-1)))
+    return torch.isfinite(logits.amax(dim=-1))
 
 
 def min_p_gap(min_p: float, temperature: float) -> float:
@@ -127,6 +159,28 @@ _BACKENDS = {
     "numpy": sample_numpy,
     "cpp": sample_cpp,
     "triton": lazy_triton("batchmill.kernels.gpu.sample", "sample_triton", like=sample_reference),
+}
+
+
+def _checked(compute: Callable[..., Tensor]) -> Callable[..., tuple[Tensor, Tensor]]:
+    """Return `sample_and_check` of a backend that reads the logits twice."""
+
+    def sample_then_check(logits: Tensor, *controls: Tensor) -> tuple[Tensor, Tensor]:
+        return compute(logits, *controls), have_finite_maximum(logits)
+
+    return sample_then_check
+
+
+_sample_and_check_reference = _checked(sample_reference)
+_CHECKED_BACKENDS = {
+    "reference": _sample_and_check_reference,
+    "numpy": _checked(sample_numpy),
+    "cpp": _checked(sample_cpp),
+    "triton": lazy_triton(
+        "batchmill.kernels.gpu.sample",
+        "sample_and_check_triton",
+        like=_sample_and_check_reference,
+    ),
 }
 
 

@@ -29,7 +29,7 @@ from batchmill.engine.models.families import read_model_config
 from batchmill.engine.models.weights import allocate_weights
 from batchmill.engine.step.request_rows import RequestRows
 from batchmill.engine.step.step_inputs import StepInputBuilder, StepInputs
-from batchmill.kernels.ops.sample import sample
+from batchmill.kernels.ops.sample import sample_and_check
 
 sys.path.append(str(Path(__file__).resolve().parents[3]))
 
@@ -93,7 +93,7 @@ def decode(
 
     def step() -> None:
         model.forward(inputs, kv_cache, logits)
-        sample(logits, one, whole, one, one, whole, whole, backend="triton")
+        sample_and_check(logits, one, whole, one, one, whole, whole, backend="triton")
 
     launched = record_launches(KERNELS, step)
     replayed = record_launches(KERNELS, partial(replay_all, model, kv_cache))
@@ -126,7 +126,10 @@ def padded_step(model: DecoderModel, kv_cache: KVCache) -> Counter[str]:
 
 
 class NoHostTensors(TorchDispatchMode):
-    """Refuses ops on host tensors: during a capture, no copy can be waited for."""
+    """Refuses ops on host tensors: during a capture, no copy can be waited for.
+
+    It also refuses maxima of logits: the sampler finds them in the pass that it makes anyway.
+    """
 
     def __torch_dispatch__(
         self,
@@ -140,6 +143,8 @@ class NoHostTensors(TorchDispatchMode):
         on_host = [each for each in met if each.device.type == "cpu"]
         if on_host or func.overloadpacket in READS:
             raise AssertionError(f"{func} of {[(each.device, each.shape) for each in met]}")
+        if func.overloadpacket is ATEN.amax and args[0].shape[-1] == SIZES["vocab_size"]:
+            raise AssertionError("the logits are read once more than the sampler reads them")
         return result
 
 
@@ -164,7 +169,8 @@ def _kinds(launches: list[Launch], name: str) -> set[object]:
 
 def main() -> None:
     """Print the kernels of dense and sparse models, both kinds of cache, and fp8 weights."""
-    decode_graphs.sample = partial(sample, backend="triton")  # type: ignore[attr-defined]
+    checked = partial(sample_and_check, backend="triton")
+    decode_graphs.sample_and_check = checked  # type: ignore[attr-defined]
     dense = Qwen3Config(**SIZES, **HEADS, architectures=["Qwen3ForCausalLM"])
     sparse = Qwen3MoeConfig(**SIZES, **HEADS, **EXPERTS, architectures=["Qwen3MoeForCausalLM"])
     print(

@@ -173,7 +173,7 @@ def _all_variants(arch: int) -> Iterator[Variant]:
     for size in _FP8_SIZES if arch >= 89 else ():
         for launch in record_launches(KERNELS, partial(_quantize, size)):
             yield Variant(f"fp8 weights, {size} inputs", launch)
-    for launch in record_launches(KERNELS, _sample):
+    for launch in record_launches(KERNELS, record_sampling):
         yield Variant(f"vocabulary {_VOCAB_SIZE}", launch)
     for rank, dtype in _LORA_KINDS:
         for launch in record_launches(KERNELS, partial(_adapt, rank, dtype)):
@@ -244,7 +244,8 @@ def _quantize(size: int) -> None:
         rms_norm_fp8_triton(_meta(_NUM_TOKENS, size), residual, weight, 1e-6)
 
 
-def _sample() -> None:
+def record_sampling() -> None:
+    """Launch the sampler for a vocabulary of a usual size."""
     one = _meta(_NUM_TOKENS, dtype=torch.float32)
     whole = _meta(_NUM_TOKENS, dtype=torch.int64)
     logits = _meta(_NUM_TOKENS, _VOCAB_SIZE, dtype=torch.float32)

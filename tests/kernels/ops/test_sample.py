@@ -16,7 +16,7 @@ from batchmill.kernels.cpu.build import build_library
 from batchmill.kernels.cpu.isa import supported_isas
 from batchmill.kernels.cpu.library import load_library
 from batchmill.kernels.ops.dispatch import Backend
-from batchmill.kernels.ops.sample import min_p_gap, sample
+from batchmill.kernels.ops.sample import min_p_gap, sample, sample_and_check
 from batchmill.kernels.reference.sample import gumbel_noise, murmur3
 
 #: Instruction sets with VNNI differ from the next ones in int8 products only.
@@ -326,3 +326,20 @@ def test_arguments_that_do_not_match_are_named() -> None:
         sample_rows(rows, seeds=torch.zeros(3))
     with pytest.raises(ValueError, match=r"top_k must be \[3\].*got \[2\]"):
         sample_rows(rows, top_k=[1, 2])
+
+
+@BACKENDS
+def test_rows_are_checked_for_a_finite_maximum_and_sampled_as_without_a_check(
+    backend: Backend,
+) -> None:
+    logits = torch.randn(5, 40, generator=torch.Generator().manual_seed(3))
+    logits[1, 39] = torch.nan
+    logits[2] = -torch.inf
+    logits[3, 7] = torch.inf
+    logits[4, 1:] = -torch.inf
+    ones, whole = torch.ones(5), torch.zeros(5, dtype=torch.int64)
+    controls = (ones, whole, ones, ones * -torch.inf, torch.arange(5), whole)
+    token_ids, is_finite = sample_and_check(logits, *controls, backend=backend)
+    assert is_finite.tolist() == [True, False, False, False, True]
+    want = sample(logits, *controls, backend=backend)
+    assert token_ids[is_finite].tolist() == want[is_finite].tolist()
