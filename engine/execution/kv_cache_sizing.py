@@ -201,6 +201,8 @@ def measured_kv_cache_bytes(
             f"{gib(probe.total_bytes())} GiB are held (weights {gib(weight_bytes)}): lower "
             "max_num_batched_tokens and max_num_seqs, or use a GPU with more memory"
         ) from error
+    # Read again: the step has loaded kernels and libraries, which torch's allocator does not count.
+    held_bytes = probe.total_bytes() - probe.free_bytes()
     plan = MemoryPlan(
         total_bytes=probe.total_bytes(),
         limit_bytes=int(probe.total_bytes() * config.gpu_memory_utilization),

@@ -45,12 +45,14 @@ class TightDevice:
     step: int
     weights: int = 0
     num_peaks: int = 0
+    #: What the largest step loads and leaves loaded: kernels and libraries.
+    loads: int = 0
 
     def total_bytes(self) -> int:
         return self.total
 
     def free_bytes(self) -> int:
-        return self.total - self.held
+        return self.total - self.held - self.loads * self.num_peaks
 
     def process_bytes(self) -> int:
         return self.weights
@@ -89,6 +91,15 @@ def test_cache_gets_the_share_minus_weights_a_step_and_graphs(
     assert device.num_peaks == 1
     assert cache.num_blocks == left // kv_block_bytes(model.config, torch.float32, 16)
     assert cache.num_bytes <= left
+
+
+def test_what_the_largest_step_loads_is_not_given_to_the_cache(model: DecoderModel) -> None:
+    caches = [
+        allocate_kv_cache(configure(), model, TightDevice(2 * GIB, GIB, step=0, loads=each))
+        for each in (0, 300 * MIB)
+    ]
+    lost = caches[0].num_bytes - caches[1].num_bytes
+    assert abs(lost - 300 * MIB) < kv_block_bytes(model.config, torch.float32, 16)
 
 
 def test_features_of_media_have_their_own_memory(model: DecoderModel) -> None:
