@@ -21,7 +21,8 @@ from batchmill.kernels.reference.paged_attention_plan import AttentionPlan
 
 #: Layers whose caches are read in turn, so that none stays in the second-level cache (60 MB).
 _NUM_LAYERS = 4
-BLOCK_SIZE = 64
+#: Tokens per block: a GPU's default, and a CPU's, which some set on a GPU too.
+BLOCK_SIZE, SMALL_BLOCK_SIZE = 64, 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,10 +58,11 @@ def paged(
     head_dim: int = 128,
     kv_dtype: torch.dtype | None = None,
     num_layers: int = _NUM_LAYERS,
+    block_size: int = BLOCK_SIZE,
 ) -> Paged:
     """Return a batch of random numbers in shuffled blocks."""
     device, dtype = bench.device, torch.float16 if bench.toy else torch.bfloat16
-    block_size = 16 if bench.toy else BLOCK_SIZE
+    block_size = min(block_size, SMALL_BLOCK_SIZE) if bench.toy else block_size
     needed = [-(-length // block_size) for length in seq_lens]
     order = torch.randperm(sum(needed), generator=torch.Generator().manual_seed(0))
     tables = torch.zeros(len(needed), max(needed), dtype=torch.int32)
@@ -98,6 +100,8 @@ def decode_attention(bench: Bench) -> None:
         "K2, recipe A's lengths halfway": (ragged, None),
         "B=8 ctx 1024": ([1024] * 8, None),
         "B=32 ctx 4096": ([4096] * 32, None),
+        "K1, B=64 ctx 1024, blocks of 16": ([1024] * 64, None),
+        "K1, B=64 ctx 1024, fp8 cache, blocks of 16": ([1024] * 64, FP8),
     }
     if bench.toy:
         cases = {"toy": ([40, 17], None)}
@@ -106,7 +110,13 @@ def decode_attention(bench: Bench) -> None:
         heads = heads or {"num_heads": 32, "num_kv_heads": 8}
         layers = _NUM_LAYERS if sum(seq_lens) < 100_000 else 2
         batch = paged(
-            bench, [1] * len(seq_lens), seq_lens, **heads, kv_dtype=kv_dtype, num_layers=layers
+            bench,
+            [1] * len(seq_lens),
+            seq_lens,
+            **heads,
+            kv_dtype=kv_dtype,
+            num_layers=layers,
+            block_size=_block_size_of(name),
         )
         ours_us = bench.time_replayed_us(list(batch.calls("triton")))
         item = batch.layers[0][0].itemsize
@@ -121,6 +131,10 @@ def decode_attention(bench: Bench) -> None:
             mb=num_bytes / 1e6,
             sdpa_us=_sdpa_decode(bench, batch, seq_lens) if len(set(seq_lens)) == 1 else None,
         )
+
+
+def _block_size_of(case: str) -> int:
+    return SMALL_BLOCK_SIZE if case.endswith("blocks of 16") else BLOCK_SIZE
 
 
 def _recipe_lens() -> tuple[list[int], list[int]]:
@@ -157,13 +171,20 @@ def prefill_attention(bench: Bench) -> None:
         "K3, 28 prompts of 558": [558] * 28,
         "1 x 2048": [2048],
         "8 x 2048": [2048] * 8,
+        "K3, 1 x 8192, blocks of 16": [8192],
     }
     if bench.toy:
         cases = {"toy": [20]}
     num_heads, num_kv_heads = (4, 2) if bench.toy else (32, 8)
     for name, lens in cases.items():
         batch = paged(
-            bench, lens, lens, num_heads=num_heads, num_kv_heads=num_kv_heads, num_layers=2
+            bench,
+            lens,
+            lens,
+            num_heads=num_heads,
+            num_kv_heads=num_kv_heads,
+            num_layers=2,
+            block_size=_block_size_of(name),
         )
         flop = sum(4 * length * length / 2 * num_heads * 128 for length in lens)
         ours_us = bench.time_replayed_us(batch.calls("triton"))

@@ -180,6 +180,8 @@ def random_loaded(model: DecoderModel) -> LoadedModel:
 def make_engine(model: DecoderModel, *, toy: bool, **settings: Any) -> Engine:
     """Return an engine over a random model, with recipe A's limits unless `settings` differ.
 
+    A setting of None is left to the engine, which decides by the device.
+
     Raises:
         TypeError: the engine does not have a setting.
     """
@@ -193,7 +195,8 @@ def make_engine(model: DecoderModel, *, toy: bool, **settings: Any) -> Engine:
         "block_size": 16 if toy else GPU_BLOCK_SIZE,
         "kv_cache_bytes": 2**20 if toy else None,
     }
-    return Engine(EngineConfig(**{**values, **settings}), loaded=random_loaded(model))
+    given = {name: value for name, value in {**values, **settings}.items() if value is not None}
+    return Engine(EngineConfig(**given), loaded=random_loaded(model))
 
 
 def engine_has(setting: str) -> bool:

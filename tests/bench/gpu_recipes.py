@@ -131,7 +131,7 @@ def _one_recipe(
             requests=len(work.prompt_lens),
             prompt_tokens=sum(work.prompt_lens),
             output_tokens=tokens,
-            counts=_differences(before, stats),
+            counts=counter_differences(before, stats),
             step_p50_ms=stats.step_time_p50_s * 1000,
             step_p99_ms=stats.step_time_p99_s * 1000,
             start_s=start_s,
@@ -211,7 +211,7 @@ def _one_steady(bench: Bench, model: DecoderModel, case: Steady, quantization: s
         zip(prompts_of(work, config.vocab_size), params_of(work), strict=True)
     ):
         engine.add_request(f"r{number}", prompt, params)
-    _until_all_decode(engine, case.num_requests)
+    until_all_decode(engine, case.num_requests)
     before, started_at_s = engine.stats().num_generated_tokens, time.perf_counter()
     num_steps = case.num_steps // 2
     for _ in range(num_steps):
@@ -240,7 +240,7 @@ def _one_steady(bench: Bench, model: DecoderModel, case: Steady, quantization: s
     )
 
 
-def _until_all_decode(engine: Engine, num_requests: int) -> None:
+def until_all_decode(engine: Engine, num_requests: int) -> None:
     """Step until every prompt is computed and each request has at least one token."""
     seen: set[str] = set()
     while len(seen) < num_requests:
@@ -279,7 +279,7 @@ def host_time(bench: Bench) -> None:
             zip(prompts_of(work, 512), params_of(work), strict=True)
         ):
             engine.add_request(f"r{number}", prompt, params)
-        _until_all_decode(engine, batch)
+        until_all_decode(engine, batch)
         times = []
         for _ in range(num_steps):
             started_at_s = time.perf_counter()
@@ -290,7 +290,7 @@ def host_time(bench: Bench) -> None:
         )
 
 
-def _differences(before: EngineStats, after: EngineStats) -> dict[str, int]:
+def counter_differences(before: EngineStats, after: EngineStats) -> dict[str, int]:
     """Return the differences of an engine's counters between two snapshots, without zeros."""
     found: dict[str, int] = {}
     for name in after.__slots__:

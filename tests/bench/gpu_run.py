@@ -50,14 +50,21 @@ def sections(*, tune: bool) -> list[tuple[str, float, Callable[[Bench], None]]]:
     from gpu_anchor import anchor
     from gpu_ceilings import ceilings
     from gpu_correctness import correctness
+    from gpu_drills import crash_drill, memory_plan
     from gpu_fp8 import matrices
     from gpu_kernels import decode_attention, prefill_attention, sampler
     from gpu_recipes import host_time, latency, recipe, steady
+    from gpu_serving import arrivals, controls
     from gpu_steps import steps_of
     from gpu_tune import tune as tune_attention
 
     if tune:
         return [("ceilings", 30, ceilings), ("tune", 450, tune_attention)]
+    by_device = ("max_num_seqs", "max_num_batched_tokens", "block_size")
+    settings: dict[str, dict[str, Any]] = {
+        "defaults": {},
+        "a worker's defaults": dict.fromkeys(by_device),
+    }
     without: dict[str, dict[str, Any]] = {
         "no graphs": {"decode_graphs": False},
         "no overlap": {"overlap": False},
@@ -66,8 +73,8 @@ def sections(*, tune: bool) -> list[tuple[str, float, Callable[[Bench], None]]]:
     }
     return [
         ("ceilings", 30, ceilings),
-        ("correctness", 120, correctness),
-        ("recipe-0.6b", 60, recipe("Qwen3-0.6B", "G1", rounds=2)),
+        ("correctness", 240, correctness),
+        ("recipe-0.6b", 60, recipe("Qwen3-0.6B", "G1", rounds=2, variants=settings)),
         ("decode-attention", 30, decode_attention),
         ("steps-0.6b", 40, steps_of("Qwen3-0.6B")),
         ("recipe-8b", 60, recipe("Qwen3-8B", "G3")),
@@ -92,6 +99,10 @@ def sections(*, tune: bool) -> list[tuple[str, float, Callable[[Bench], None]]]:
         ),
         ("matrices", 25, matrices),
         ("host-time", 20, host_time),
+        ("arrivals", 80, arrivals),
+        ("controls", 30, controls),
+        ("memory-plan", 40, memory_plan),
+        ("crash-drill", 60, crash_drill),
         ("transformers", 60, anchor),
         ("steady", 75, steady),
         ("steps-llama-8b-fp8", 30, steps_of("Llama-3.1-8B", (1, 32, 256), fp8=True)),

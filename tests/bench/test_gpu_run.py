@@ -62,10 +62,17 @@ def test_every_section_runs_on_a_bare_machine(tmp_path: Path) -> None:
     ends = {line["section"]: line for line in lines if line["measure"] == "section"}
     assert [end for end in ends.values() if end["status"] != "done"] == [], errors[-3000:]
     assert code == 0
-    assert len(ends) == 19
+    assert len(ends) == 23
     assert lines[-1] == {**lines[-1], "section": "end", "failed": []}
     for goal in ("G1", "G3", "G6", "G8", "G9", "H1", "E1", "K4", "K5"):
         assert any(line.get("goal") == goal for line in lines), goal
+    loaded = {line["control"]: line for line in lines if "control" in line}
+    assert loaded["none"]["of_plain"] == 1
+    assert len(loaded) == 7
+    (arrivals,) = [line for line in lines if line["measure"] == "arrivals"]
+    assert arrivals["arrivals_per_s"] > 0
+    variants = {line.get("variant") for line in lines if line["section"] == "recipe-0.6b"}
+    assert variants >= {"defaults", "a worker's defaults"}
     written = (tmp_path / "gpu_run.jsonl").read_text().splitlines()
     assert [json.loads(line) for line in written] == lines
 
@@ -163,7 +170,7 @@ bench.run("correctness", 100, gpu_correctness.correctness)
     raised = [line["what"] for line in lines if line["measure"] == "raised"]
     assert len(raised) == 2, done.stderr[-2000:]
     ops = [line["op"] for line in lines if line["measure"] == "op"]
-    assert ops == ["sample", "fp8_linear", "silu_and_mul"]
+    assert ops == ["sample", "experts", "fp8_linear", "silu_and_mul"]
     assert lines[-1]["status"] == "failed"
     assert "breaks" in lines[-1]["error"]
 
@@ -178,3 +185,36 @@ def test_files_do_not_outlive_a_restart(tmp_path: Path) -> None:
         os.set_inheritable(file.fileno(), True)
         script.close_with_this_process()
         assert not os.get_inheritable(file.fileno())
+
+
+def test_arrivals_the_memory_plan_and_crashes_are_measured() -> None:
+    pytest.importorskip("triton", reason="triton is not installed; `make setup` installs it")
+    code, lines, errors = run("--toy", "--only", "arrivals", "memory-plan", "crash-drill")
+    assert code == 0, errors[-3000:]
+    drills = {line["how"]: line for line in lines if line["measure"] == "crash drill"}
+    assert {how: each["exit_code"] for how, each in drills.items()} == {
+        "exits": 0,
+        "killed": -9,
+        "broken": 70,
+    }
+    assert drills["broken"]["said"]["raised"] == "IndexError"
+    (plan,) = [line for line in lines if line["measure"] == "memory plan"]
+    assert plan["out_of_memory"] == 0
+    (arrivals,) = [line for line in lines if line["measure"] == "arrivals"]
+    assert arrivals["requests"] == 3
+    # An arriving prompt makes a step a mixed one.
+    assert arrivals["counts"]["num_steps_by_kind, prefill"] > 0
+
+
+def test_sections_have_the_time_that_they_need() -> None:
+    code = f"""
+import sys
+sys.path.insert(0, {str(SCRIPT.parent)!r})
+import gpu_run
+gpu_run.make_importable()
+budgets = {{name: budget_s for name, budget_s, _ in gpu_run.sections(tune=False)}}
+assert budgets["correctness"] >= 240, "some 96 kernels are compiled first"
+assert list(budgets)[:3] == ["ceilings", "correctness", "recipe-0.6b"]
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr[-2000:]
