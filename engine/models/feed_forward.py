@@ -11,9 +11,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from batchmill.kernels.ops.dispatch import Backend
+from batchmill.kernels.ops.experts import combine_experts, route_experts
 from batchmill.kernels.ops.fp8_fused import gated_activation_fp8
 from batchmill.kernels.ops.gated_activation import gelu_and_mul, silu_and_mul
 from batchmill.kernels.ops.linear import Linear
+from batchmill.kernels.reference.experts import choose_experts
 
 from .model_config import Activation, ExpertsConfig, ModelConfig
 from .weights import DenseWeights, ExpertWeights, Matrix
@@ -60,7 +62,7 @@ def build_feed_forward(
         )
     assert config.experts is not None, "a sparse layer's configuration has experts"
     if is_plain and can_group(weights.gate_up, backend):
-        return GroupedExperts(weights, config.experts, activate)
+        return GroupedExperts(weights, config.experts, activate, backend)
     networks = [
         GatedNetwork(linear(gate_up, None), linear(down, None), activate)
         for gate_up, down in zip(weights.gate_up, weights.down, strict=True)
@@ -130,7 +132,10 @@ class ExpertMixture:
     def __call__(self, x: Tensor) -> Tensor:
         """Compute [num_tokens, hidden] from [num_tokens, hidden]."""
         num_chosen = self._config.num_experts_per_token
-        shares, chosen = _route(x, self._router, self._config)
+        config = self._config
+        shares, chosen = choose_experts(
+            F.linear(x, self._router), num_chosen, config.normalise_weights
+        )
         chosen = chosen.flatten()
         order = chosen.argsort(stable=True)  # expert by expert, tokens in order
         counts = chosen.bincount(minlength=len(self._networks)).tolist()
@@ -147,7 +152,9 @@ class GroupedExperts:
     """The same mixture in two grouped matrix products, which read no length on the host.
 
     A step with it can therefore be captured in a CUDA graph. Results are added in the order of the
-    experts of a token, without atomics: the same bits every time.
+    experts of a token, without atomics: the same bits every time. With Triton a mixture launches
+    eight kernels: the router's product, two for the routing, a gather, two grouped products, the
+    activation between them, and the sum.
     """
 
     def __init__(
@@ -155,6 +162,7 @@ class GroupedExperts:
         weights: ExpertWeights,
         config: ExpertsConfig,
         activate_and_mul: Callable[[Tensor], Tensor],
+        backend: Backend = "auto",
     ) -> None:
         """Keep the experts.
 
@@ -162,7 +170,9 @@ class GroupedExperts:
             weights: The router and all experts.
             config: How many experts compute a token, and how they are weighted.
             activate_and_mul: Applied between an expert's two products.
+            backend: The backend of the routing and the sum.
         """
+        self._backend: Backend = backend
         self._weights = weights
         self._config = config
         self._activate_and_mul = activate_and_mul
@@ -174,25 +184,16 @@ class GroupedExperts:
         gate_up, down = self._weights.gate_up, self._weights.down
         assert isinstance(gate_up, Tensor), "can_group has checked this"
         assert isinstance(down, Tensor), "it is stored as gate and up are"
-        shares, chosen = _route(x, self._weights.router, self._config)
-        order = chosen.flatten().argsort(stable=True)  # expert by expert, tokens in order
-        experts = torch.arange(len(gate_up), device=x.device)
-        # The end of each expert's rows; `bincount` would wait for the size of its result.
-        ends = torch.searchsorted(chosen.flatten()[order], experts, right=True).to(torch.int32)
-        rows = x.index_select(0, order // chosen.shape[1])
-        hidden = self._activate_and_mul(multiply(rows, gate_up.transpose(1, 2), offs=ends))
-        computed = multiply(hidden, down.transpose(1, 2), offs=ends)
-        by_token = computed.index_select(0, order.argsort()).view(*chosen.shape, -1)
-        return (by_token * shares[..., None]).sum(dim=1).to(x.dtype)
-
-
-def _route(x: Tensor, router: Tensor, config: ExpertsConfig) -> tuple[Tensor, Tensor]:
-    """Choose each token's experts; return their shares and indexes, [num_tokens, num_chosen]."""
-    scores = torch.softmax(F.linear(x, router).float(), dim=-1)
-    shares, chosen = torch.topk(scores, config.num_experts_per_token)
-    if config.normalise_weights:
-        shares = shares / shares.sum(dim=-1, keepdim=True)
-    return shares, chosen
+        routing = route_experts(
+            F.linear(x, self._weights.router),
+            self._config.num_experts_per_token,
+            normalise=self._config.normalise_weights,
+            backend=self._backend,
+        )
+        rows = x.index_select(0, routing.rows)
+        hidden = self._activate_and_mul(multiply(rows, gate_up.transpose(1, 2), offs=routing.ends))
+        computed = multiply(hidden, down.transpose(1, 2), offs=routing.ends)
+        return combine_experts(computed, routing, backend=self._backend)
 
 
 def _grouped_product() -> Callable[..., Tensor] | None:

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from batchmill.engine import SamplingParams
 from batchmill.kernels.ops.dispatch import Backend
+from batchmill.kernels.ops.experts import combine_experts, route_experts
 from batchmill.kernels.ops.gated_activation import gelu_and_mul, silu_and_mul
 from batchmill.kernels.ops.paged_attention import paged_attention
 from batchmill.kernels.ops.rms_norm import add_rms_norm, rms_norm
@@ -50,7 +51,7 @@ def correctness(bench: Bench) -> None:
     A check that raises is wrong and the others still run, unless the device is lost.
     """
     wrong: list[str] = []
-    for part in (_engine_tokens, _whole_model, _sampling, fp8_products, fp8_model):
+    for part in (_engine_tokens, _whole_model, _sampling, _experts, fp8_products, fp8_model):
         _attempt(bench, wrong, part.__name__.strip("_"), partial(part, bench, wrong))
     dtypes = [torch.float16] if bench.toy else [torch.bfloat16, torch.float16, torch.float32]
     for dtype, (op, errors) in itertools.product(dtypes, OPS.items()):
@@ -245,6 +246,27 @@ def _sampling(bench: Bench, wrong: list[str]) -> None:
     share, num_rows = equal_tokens(bench, "triton")
     bench.line("op", op="sample", equal_tokens=share, rows=num_rows, right=share >= 0.99)
     wrong += [] if share >= 0.99 else ["sample"]
+
+
+def _experts(bench: Bench, wrong: list[str]) -> None:
+    """Compare the routing of a mixture and the sum of its results with the reference's."""
+    sizes = [(3, 6, 2)] if bench.toy else [(1, 128, 8), (64, 128, 8), (5000, 60, 4)]
+    worst, right = 0.0, True
+    for num_tokens, num_experts, num_chosen in sizes:
+        logits = _normal(bench, torch.float32, num_tokens, num_experts)
+        got, want = (
+            route_experts(logits, num_chosen, normalise=True, backend=each)
+            for each in ("triton", "reference")
+        )
+        computed = _normal(bench, torch.float32, num_tokens * num_chosen, 512)
+        ours = combine_experts(computed, got, backend="triton")
+        worst = max(
+            worst, relative_error(ours, combine_experts(computed, want, backend="reference"))
+        )
+        right &= all(map(torch.equal, got[1:], want[1:]))
+    right &= worst <= TOLERANCES[torch.float32]
+    bench.line("op", op="experts", max_error=worst, cases=len(sizes), right=right)
+    wrong += [] if right else ["experts"]
 
 
 def equal_tokens(bench: Bench, backend: Backend) -> tuple[float, int]:

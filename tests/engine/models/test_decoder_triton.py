@@ -185,9 +185,13 @@ def test_a_decode_step_reads_nothing_on_the_host_and_launches_few_kernels() -> N
     # quantizes that of attention.
     fp8 = dense | {"quantize_fp8_kernel": layers, "gated_activation_fp8_kernel": layers}
     del fp8["gated_activation_kernel"]
+    # A mixture's routing takes two kernels, and its sum one. Products and the gather are torch's.
+    routing = ("route_experts_kernel", "order_experts_kernel", "combine_experts_kernel")
+    sparse = dense | dict.fromkeys(routing, layers)
     found = json.loads(done.stdout)
     # A step with prompts launches the prefill kernel too; it is recorded up to the logits.
     samples = {name: 1 for name in dense if name.startswith("sample")}
     assert found.pop("padded") | samples == dense | {"prefill_attention_kernel": layers}
+    assert found.pop("sparse") == sparse
     for kind, launched in found.items():
         assert launched == (fp8 if "fp8 weights" in kind else dense), kind

@@ -15,6 +15,13 @@ from torch import Tensor
 from batchmill.kernels.gpu.attention_tuning import attention_tuning
 from batchmill.kernels.gpu.decode_attention import decode_attention_kernel, merge_decode_kernel
 from batchmill.kernels.gpu.decode_plan import plan_decode_kernel
+from batchmill.kernels.gpu.experts import (
+    combine_experts_kernel,
+    combine_experts_triton,
+    order_experts_kernel,
+    route_experts_kernel,
+    route_experts_triton,
+)
 from batchmill.kernels.gpu.fp8_gated_activation import (
     gated_activation_fp8_kernel,
     gated_activation_fp8_triton,
@@ -65,6 +72,9 @@ KERNELS = (
     sample_pick_kernel,
     lora_down_kernel,
     lora_up_kernel,
+    route_experts_kernel,
+    order_experts_kernel,
+    combine_experts_kernel,
 )
 
 
@@ -175,6 +185,8 @@ def _all_variants(arch: int) -> Iterator[Variant]:
             yield Variant(f"fp8 weights, {size} inputs", launch)
     for launch in record_launches(KERNELS, record_sampling):
         yield Variant(f"vocabulary {_VOCAB_SIZE}", launch)
+    for launch in record_launches(KERNELS, _mix):
+        yield Variant("128 experts, 8 of them for a token", launch)
     for rank, dtype in _LORA_KINDS:
         for launch in record_launches(KERNELS, partial(_adapt, rank, dtype)):
             yield Variant(f"adapters of rank {rank}, {dtype}", launch)
@@ -250,6 +262,12 @@ def record_sampling() -> None:
     whole = _meta(_NUM_TOKENS, dtype=torch.int64)
     logits = _meta(_NUM_TOKENS, _VOCAB_SIZE, dtype=torch.float32)
     sample_triton(logits, one, whole, one, one, whole, whole)
+
+
+def _mix() -> None:
+    routing = route_experts_triton(_meta(_NUM_TOKENS, 128), 8, normalise=True)
+    computed = _meta(8 * _NUM_TOKENS, 2048)
+    combine_experts_triton(computed, routing.places, routing.shares)
 
 
 def _adapt(rank: int, dtype: torch.dtype) -> None:

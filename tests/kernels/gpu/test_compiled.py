@@ -64,7 +64,7 @@ def of_kernel(rows: list[Row], kernel: str) -> list[Row]:
 
 def test_every_kernel_compiles(arch: int, rows: list[Row]) -> None:
     # sm_80 has no eight-bit floats.
-    assert len({row["kernel"] for row in rows}) == (16 if arch >= 89 else 14)
+    assert len({row["kernel"] for row in rows}) == (19 if arch >= 89 else 17)
 
 
 def test_no_kernel_spills_registers_in_its_loops(rows: list[Row]) -> None:
@@ -156,6 +156,7 @@ def test_elementwise_kernels_leave_room_for_many_warps(rows: list[Row]) -> None:
     """With 64 registers per thread half of a multiprocessor's warps can be resident."""
     kernels = {"write_kv_kernel", "apply_rope_kernel", "rope_and_cache_kernel", "rms_norm_kernel"}
     kernels |= {"gated_activation_kernel", "quantize_fp8_kernel", "sample_pick_kernel"}
+    kernels |= {"route_experts_kernel", "combine_experts_kernel"}
     assert not names(
         [row for row in rows if row["kernel"] in kernels and row["num_registers"] > 64]
     )

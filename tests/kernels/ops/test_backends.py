@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 
+from batchmill.kernels.ops.experts import combine_experts, route_experts
 from batchmill.kernels.ops.gated_activation import gelu_and_mul, silu_and_mul
 from batchmill.kernels.ops.int4_linear import make_int4_linear
 from batchmill.kernels.ops.int8_linear import make_int8_linear
@@ -41,6 +42,10 @@ CALLS: dict[str, Callable[[], object]] = {
     "add_rms_norm": lambda: add_rms_norm(ROWS, ROWS, ROWS[0], 0.0, backend=NOWHERE),
     "silu_and_mul": lambda: silu_and_mul(ROWS, backend=NOWHERE),
     "gelu_and_mul": lambda: gelu_and_mul(ROWS, backend=NOWHERE),
+    "route_experts": lambda: route_experts(ROWS, 2, normalise=True, backend=NOWHERE),
+    "combine_experts": lambda: combine_experts(
+        ROWS, route_experts(ROWS, 1, normalise=True), backend=NOWHERE
+    ),
     "linear": lambda: make_linear(ROWS, backend=NOWHERE),
     "int8_linear": lambda: make_int8_linear(ROWS, backend=NOWHERE),
     "int4_linear": lambda: make_int4_linear(ROWS, backend=NOWHERE),
