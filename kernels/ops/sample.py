@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from functools import lru_cache
+from functools import lru_cache, wraps
 
 import numpy as np
 import torch
@@ -165,6 +165,7 @@ _BACKENDS = {
 def _checked(compute: Callable[..., Tensor]) -> Callable[..., tuple[Tensor, Tensor]]:
     """Return `sample_and_check` of a backend that reads the logits twice."""
 
+    @wraps(compute)
     def sample_then_check(logits: Tensor, *controls: Tensor) -> tuple[Tensor, Tensor]:
         return compute(logits, *controls), have_finite_maximum(logits)
 
