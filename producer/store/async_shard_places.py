@@ -93,21 +93,15 @@ class AsyncShardPlaces:
 
     async def of_job(self, job_id: str) -> AsyncStore:
         """Return the store of a job; any store if the job does not exist."""
-        if self._only is not None:
-            return self._only
-        return await self._at(await self._place_of(job_id, job_keys))
+        return await self._store_of(job_id, job_keys)
 
     async def of_batch(self, batch_id: str) -> AsyncStore:
         """Return the store of a batch; any store if the batch does not exist."""
-        if self._only is not None:
-            return self._only
-        return await self._at(await self._place_of(batch_id, batch_keys))
+        return await self._store_of(batch_id, batch_keys)
 
     async def of_file(self, file_id: str) -> AsyncStore:
         """Return the store of an upload; any store if it does not exist."""
-        if self._only is not None:
-            return self._only
-        return await self._at(await self._place_of(file_id, file_keys))
+        return await self._store_of(file_id, file_keys)
 
     def shard_of(self, store: AsyncStore) -> Shard:
         """Return the shard of one of these stores."""
@@ -120,6 +114,11 @@ class AsyncShardPlaces:
         places = await self._all_places(job_ids, job_keys)
         groups = by_place(job_ids, places).items()
         return [(await self._at(place), some) for place, some in groups]
+
+    async def _store_of(self, some_id: str, keys_of: KeysOf) -> AsyncStore:
+        if self._only is not None:
+            return self._only
+        return await self._at(await self._place_of(some_id, keys_of))
 
     async def _place_of(self, some_id: str, keys_of: KeysOf) -> int:
         return (await self._all_places([some_id], keys_of))[some_id]

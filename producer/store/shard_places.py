@@ -94,21 +94,15 @@ class ShardPlaces:
 
     def of_job(self, job_id: str) -> Store:
         """Return the store of a job; any store if the job does not exist."""
-        if self._only is not None:
-            return self._only
-        return self._at(self._place_of(job_id, job_keys))
+        return self._store_of(job_id, job_keys)
 
     def of_batch(self, batch_id: str) -> Store:
         """Return the store of a batch; any store if the batch does not exist."""
-        if self._only is not None:
-            return self._only
-        return self._at(self._place_of(batch_id, batch_keys))
+        return self._store_of(batch_id, batch_keys)
 
     def of_file(self, file_id: str) -> Store:
         """Return the store of an upload; any store if it does not exist."""
-        if self._only is not None:
-            return self._only
-        return self._at(self._place_of(file_id, file_keys))
+        return self._store_of(file_id, file_keys)
 
     def shard_of(self, store: Store) -> Shard:
         """Return the shard of one of these stores."""
@@ -121,6 +115,11 @@ class ShardPlaces:
         places = self._all_places(job_ids, job_keys)
         groups = by_place(job_ids, places).items()
         return [(self._at(place), some) for place, some in groups]
+
+    def _store_of(self, some_id: str, keys_of: KeysOf) -> Store:
+        if self._only is not None:
+            return self._only
+        return self._at(self._place_of(some_id, keys_of))
 
     def _place_of(self, some_id: str, keys_of: KeysOf) -> int:
         return (self._all_places([some_id], keys_of))[some_id]
