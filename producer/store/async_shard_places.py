@@ -178,11 +178,11 @@ class AsyncShardPlaces:
         """Check a shard's mark: once, and before new work again after a while."""
         if self._only is not None:
             return
+        await self._compare()
         now = time.monotonic()
         before = self._checked_at.get(place)
         if before is not None and (not for_work or now - before < _CHECK_S):
             return
-        await self._compare()
         shard, store = self.list.shards[place], self._stores[place]
         self._marks[place] = await check_shard(store, shard, self.list)
         self._checked_at[place] = now
@@ -201,6 +201,7 @@ class AsyncShardPlaces:
                 self._doubts.note(shard.name, has_failed=False)
                 if mark is not None:
                     self._marks[place] = check_mark(mark, shard, self.list)
+                    self._checked_at[place] = time.monotonic()
         self._has_compared = True
 
 

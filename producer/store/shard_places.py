@@ -179,11 +179,11 @@ class ShardPlaces:
         """Check a shard's mark: once, and before new work again after a while."""
         if self._only is not None:
             return
+        self._compare()
         now = time.monotonic()
         before = self._checked_at.get(place)
         if before is not None and (not for_work or now - before < _CHECK_S):
             return
-        self._compare()
         shard, store = self.list.shards[place], self._stores[place]
         self._marks[place] = check_shard(store, shard, self.list)
         self._checked_at[place] = now
@@ -202,6 +202,7 @@ class ShardPlaces:
                 self._doubts.note(shard.name, has_failed=False)
                 if mark is not None:
                     self._marks[place] = check_mark(mark, shard, self.list)
+                    self._checked_at[place] = time.monotonic()
         self._has_compared = True
 
 
