@@ -88,7 +88,7 @@ class AsyncJobVerbs:
         check_limit(limit)
         with broker_errors(self._url):
             pages = [await page_of(store, query, limit) for store in await self._shards.every()]
-        return pages[0] if len(pages) == 1 else merged_page(pages, limit)
+        return merged_page(pages, limit)
 
     async def iter_jobs(self, **filters: Unpack[JobFilter]) -> AsyncIterator[JobStatus]:
         """Yield all jobs that `list` would return, page by page, in constant memory.

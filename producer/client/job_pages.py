@@ -20,4 +20,4 @@ def page_of_jobs(
     """
     query = JobQuery.checked(**filters, cursor=cursor)
     pages = shards.each(lambda store: page_of(store, query, limit))
-    return pages[0] if len(pages) == 1 else merged_page(pages, limit)
+    return merged_page(pages, limit)

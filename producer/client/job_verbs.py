@@ -89,7 +89,7 @@ class JobVerbs:
         check_limit(limit)
         with broker_errors(self._url):
             pages = [page_of(store, query, limit) for store in self._shards.every()]
-        return pages[0] if len(pages) == 1 else merged_page(pages, limit)
+        return merged_page(pages, limit)
 
     def iter_jobs(self, **filters: Unpack[JobFilter]) -> Iterator[JobStatus]:
         """Yield all jobs that `list` would return, page by page, in constant memory.

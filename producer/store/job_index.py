@@ -239,7 +239,9 @@ def _page(found: IndexPage) -> JobPage:
 
 
 def merged_page(pages: Sequence[JobPage], limit: int) -> JobPage:
-    """Return the newest jobs of full pages of several brokers, which began at the same cursor."""
+    """Return the newest jobs of full pages of all brokers, which began at the same cursor."""
+    if len(pages) == 1:
+        return pages[0]
     found = [
         (_place(cursor), cursor, job)
         for page in pages
