@@ -161,8 +161,7 @@ def joined_api_keys(parts: Mapping[str, Sequence[ApiKey]]) -> list[tuple[ApiKey,
     by_shard = {name: {key.id: key for key in part} for name, part in parts.items()}
     found: dict[str, ApiKey] = {}
     for key in (each for part in parts.values() for each in part):
-        known = found.get(key.id)
-        if known is None or (known.revoked_at_ms is None and key.revoked_at_ms is not None):
+        if _prevails(key, found.get(key.id)):
             found[key.id] = key
     in_order = sorted(found.values(), key=lambda key: (key.created_at_ms, key.id))
     return [
@@ -188,8 +187,7 @@ def level_api_keys(shards: EveryShard) -> int:
     parts = shards.each(lambda store: (store, _load(store)))
     level: dict[str, ApiKey] = {}
     for field, key in (item for _, part in parts for item in part.items()):
-        known = level.get(field)
-        if known is None or (known.revoked_at_ms is None and key.revoked_at_ms is not None):
+        if _prevails(key, level.get(field)):
             level[field] = key
     num_changed = 0
     for store, part in parts:
@@ -202,6 +200,11 @@ def level_api_keys(shards: EveryShard) -> int:
             store.client.hset(keys.API_KEYS, mapping=changed)
         num_changed += len(changed)
     return num_changed
+
+
+def _prevails(key: ApiKey, known: ApiKey | None) -> bool:
+    """Return whether a key replaces what is known of it: a revoked one does, a valid one never."""
+    return known is None or (known.revoked_at_ms is None and key.revoked_at_ms is not None)
 
 
 def _is_same(key: ApiKey | None, other: ApiKey) -> bool:
