@@ -62,7 +62,7 @@ class BatchmillError(Exception):
         code: Stable name of the error, the same in Python, on the command line, in records and in
             webhooks; `docs/reference/errors.md` lists all.
         retryable: Whether the same call, made again later, may succeed.
-        job_ids: The jobs that the call had surely submitted before; empty if it submits none.
+        job_ids: The jobs that the call is known to have submitted; empty if it submits none.
     """
 
     code = "error"

@@ -220,7 +220,7 @@ class AsyncClient(
 
         Raises:
             JobRejected: as `submit`.
-            BrokerUnavailable: as `submit`; `job_ids` names the jobs that are surely submitted.
+            BrokerUnavailable: as `submit`; `job_ids` names the jobs that are known to be submitted.
         """
         handles: builtins.list[AsyncJob] = []
         try:

@@ -216,7 +216,7 @@ class Client(
 
         Raises:
             JobRejected: as `submit`.
-            BrokerUnavailable: as `submit`; `job_ids` names the jobs that are surely submitted.
+            BrokerUnavailable: as `submit`; `job_ids` names the jobs that are known to be submitted.
         """
         handles: builtins.list[Job] = []
         try:

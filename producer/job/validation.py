@@ -19,7 +19,7 @@ from .document import GenerationJob
 
 #: Longest part of a field's name that a message shows.
 _MAX_NAME_CHARS = 200
-#: Errors of a number that is out of range. A number is shown, because it is no content.
+#: Errors of a number that is out of range. The message shows the number, which is not content.
 _RANGE_ERRORS = ("less_than", "less_than_equal", "greater_than", "greater_than_equal")
 _MAX_SHOWN_BITS = 64
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 from redis import exceptions as redis_errors
@@ -71,17 +71,13 @@ def _failed_shards(url: str, error: ShardsFailed) -> BatchmillError | None:
         return None
     told = found[0]
     if len(found) > 1:
-        kind = NotReplicated if _are_replication(found) else BrokerUnavailable
+        are_stored = all(isinstance(each, NotReplicated) for each in found)
+        kind = NotReplicated if are_stored else BrokerUnavailable
         words = "; ".join(map(str, found)) + "; the other shards have done it"
         told = kind(words).of_shards(error.failures)
     if told is not None and error.job_ids:
         told.job_ids = error.job_ids
     return told
-
-
-def _are_replication(errors: Sequence[BatchmillError | None]) -> bool:
-    """Return whether every error says that replicas are missing."""
-    return all(isinstance(each, NotReplicated) for each in errors)
 
 
 def _error_of(broker: str, url: str, error: redis_errors.RedisError) -> BatchmillError | None:

@@ -19,8 +19,7 @@ local session, pid = ARGV[6], tonumber(ARGV[7])
 
 -- What a claim needs of the record besides the fields that `load_job` always reads.
 local CLAIM_FIELDS = { 'doc', 'attempts', 'suspect', 'started_at_ms', 'retries', 'history', 'claimed_at_ms',
-  'sealed_with', 'start_by_ms', 'home', 'prefix', 'passed_over', 'lora', 'steering',
-  'plan_state' }
+  'sealed_with', 'start_by_ms', 'home', 'prefix', 'passed_over', 'lora', 'steering', 'plan_state' }
 
 -- The stored tokens of a job.
 local function read_tokens()

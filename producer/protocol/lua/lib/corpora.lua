@@ -31,7 +31,7 @@ local function drop_oldest_corpora(tenant)
   end
 end
 
--- Let a key live for so long at least: the record of another job in it may live longer.
+-- Let a key live for at least `ttl_ms`. It is never shortened, because the records of other jobs may live longer.
 -- @rare
 local function live_at_least(key, ttl_ms)
   if redis.call('PEXPIRE', key, ttl_ms, 'GT') == 0 then redis.call('PEXPIRE', key, ttl_ms, 'NX') end
