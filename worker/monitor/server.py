@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import atexit
 import signal
-import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -42,17 +40,17 @@ def run_flower(broker_url: str, arguments: Sequence[str]) -> None:
     if options.url_prefix:
         handlers = [rewrite_handler(handler, options.url_prefix) for handler in handlers]
     flower.add_handlers(r".*", handlers)  # before Flower's own
-    atexit.register(flower.stop)  # saves its history
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    # An exception in a signal handler could leave a thread of Flower's pool without an end.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        flower.io_loop.asyncio_loop.add_signal_handler(number, flower.io_loop.stop)
     PeriodicCallback(lambda: _ask_new_workers(flower), _LOOK_INTERVAL_MS).start()
-    port = flower.start_http_server()
-    if port is not None:
-        print(f"Flower listens on http://{options.address or '0.0.0.0'}:{port}", flush=True)
     try:
+        port = flower.start_http_server()
+        if port is not None:
+            print(f"Flower listens on http://{options.address or '0.0.0.0'}:{port}", flush=True)
         flower.start()
-    except (KeyboardInterrupt, SystemExit):
-        pass
     finally:
+        flower.stop()  # saves its history
         store.close()
 
 
