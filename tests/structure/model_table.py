@@ -83,12 +83,13 @@ quantization and then shrinks. Its cost in quality was [measured](BENCHMARKS.md)
 `BATCHMILL_QUANTIZATION=int4` multiplies weights of 4 bits by activations of 8 bits on a CPU, also
 for native models only. It is meant for checkpoints in compressed-tensors (`pack-quantized`), GPTQ,
 AWQ or AutoRound with 4 bits and groups of 32 inputs or a multiple of 32: their integers are kept as
-they are stored, and the model takes a fifth of its memory in float32. Matrices that such a
-checkpoint holds in another way (dense, with other bits, with `desc_act`) and the output head get 8
-bits. A checkpoint in another format is refused by name. Dense weights are quantized in groups of 32
-to 16 evenly spaced values; weights of a GGUF file in Q4_1 lie on such values already. For other
-weights this costs much [quality](BENCHMARKS.md#int4-weights-cpu-2026-12-01): prefer a checkpoint
-that was calibrated. [Decision 0045](decisions/0045-int4-weights.md) has the reasons.
+they are stored, and the model takes a fifth of its memory in float32 (up to a third while it is
+loaded). Matrices that such a checkpoint holds in another way (dense, with other bits, with
+`desc_act`) and the output head get 8 bits. A checkpoint in another format is refused by name. Dense
+weights are quantized in groups of 32 to 16 evenly spaced values; weights of a GGUF file in Q4_1 lie
+on such values already. For other weights this costs much
+[quality](BENCHMARKS.md#int4-weights-cpu-2026-12-01): prefer a checkpoint that was calibrated.
+[Decision 0045](decisions/0045-int4-weights.md) has the reasons.
 
 `BATCHMILL_QUANTIZATION=fp8` does what int8 does on GPUs of compute capability 8.9 and later, in
 bfloat16, for native models that are not mixtures of experts and whose matrices have sizes in
