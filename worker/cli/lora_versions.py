@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated
@@ -15,8 +12,8 @@ import typer
 from batchmill.worker.terminal import print_json, print_table
 
 from .broker_connection import open_stores
-from .errors import CommandError, ExitCode, usage_error
 from .options import BrokerUrlOption, JsonOption
+from .registered_names import adapter_errors, format_size, workers_folder
 
 #: A younger version is kept: its name is perhaps registered in the next moment.
 _MIN_AGE_S = 600.0
@@ -50,7 +47,7 @@ def list_versions(
     """List the versions in the folder, and those that names and unfinished jobs need."""
     from batchmill.producer.plural import pluralize
 
-    with _adapter_errors():
+    with adapter_errors():
         found = _find_versions(_given(folder), broker_url)
     if as_json:
         print_json({"versions": [asdict(each) for each in found]})
@@ -78,7 +75,7 @@ def prune(
     from batchmill.producer.plural import pluralize
 
     path = _given(folder)
-    with _adapter_errors():
+    with adapter_errors():
         deleted = [
             each
             for each in _find_versions(path, broker_url)
@@ -122,24 +119,8 @@ def _num_bytes(path: Path) -> int:
 
 
 def _size(num_bytes: int | None) -> str:
-    return "not in this folder" if num_bytes is None else f"{num_bytes / 2**20:.1f} MiB"
+    return "not in this folder" if num_bytes is None else format_size(num_bytes)
 
 
 def _given(folder: Path | None) -> Path:
-    given = folder or os.environ.get("BATCHMILL_LORA_FOLDER")
-    if not given:
-        raise usage_error(
-            "the workers' folder of adapters is not known: give --folder, or set "
-            "BATCHMILL_LORA_FOLDER"
-        )
-    return Path(given).expanduser()
-
-
-@contextmanager
-def _adapter_errors() -> Iterator[None]:
-    from batchmill.engine.errors import AdapterError
-
-    try:
-        yield
-    except AdapterError as error:
-        raise CommandError(str(error), code="adapter_refused", exit_code=ExitCode.USAGE) from None
+    return workers_folder(folder, "adapter", "BATCHMILL_LORA_FOLDER")

@@ -68,19 +68,35 @@ def stored_version(
     Raises:
         CommandError: it cannot be used, or there is no folder.
     """
-    from batchmill.engine.errors import AdapterError
+    path = workers_folder(folder, kind.noun, kind.folder_variable)
+    with adapter_errors(f"{source}: "):
+        return store(source, path)
 
-    given = folder or os.environ.get(kind.folder_variable)
+
+def workers_folder(folder: Path | None, noun: str, variable: str) -> Path:
+    """Return the folder of all versions: the given one, else that of the environment.
+
+    Raises:
+        CommandError: neither names one.
+    """
+    given = folder or os.environ.get(variable)
     if not given:
         raise usage_error(
-            f"the workers' folder of {kind.noun}s is not known: give --folder, or set "
-            f"{kind.folder_variable}"
+            f"the workers' folder of {noun}s is not known: give --folder, or set {variable}"
         )
+    return Path(given).expanduser()
+
+
+@contextmanager
+def adapter_errors(prefix: str = "") -> Iterator[None]:
+    """Turn the error of a version, or of the folder, into one of the command."""
+    from batchmill.engine.errors import AdapterError
+
     try:
-        return store(source, Path(given).expanduser())
+        yield
     except AdapterError as error:
         raise CommandError(
-            f"{source}: {error}", code="adapter_refused", exit_code=ExitCode.USAGE
+            f"{prefix}{error}", code="adapter_refused", exit_code=ExitCode.USAGE
         ) from None
 
 
@@ -158,7 +174,12 @@ def _row(adapter: RegisteredAdapter, value: int, differs_in: list[str]) -> Seque
         adapter.model,
         adapter.digest,
         value,
-        f"{adapter.num_bytes / 2**20:.1f} MiB",
+        format_size(adapter.num_bytes),
         ", ".join(adapter.tenants) or "all",
         format_time_ms(adapter.added_at_ms),
     ]
+
+
+def format_size(num_bytes: int) -> str:
+    """Return the size of a version for people."""
+    return f"{num_bytes / 2**20:.1f} MiB"
