@@ -146,11 +146,9 @@ class CorpusKeeper:
             page = job_ids[start : start + _PAGE]
             missing = [job_id for job_id in page if job_id not in known]
             new: Sequence[list[int]] = self._store.read(corpus_outputs(missing)) if missing else ()
-            outputs = {
-                **known,
-                **dict(zip(missing, (array("I", each) for each in new), strict=True)),
-            }
-            yield from ((job_id, outputs[job_id]) for job_id in page)
+            found = dict(zip(missing, (array("I", each) for each in new), strict=True))
+            for job_id in page:
+                yield job_id, known[job_id] if job_id in known else found[job_id]
 
 
 def engine_name(corpus: Corpus) -> str:
