@@ -12,12 +12,11 @@ from batchmill.producer import Client
 from batchmill.producer.broker_url import find_broker
 from batchmill.producer.bulk.settings import PriceSettings
 from batchmill.producer.store.every_shard import JobStores
+from batchmill.producer.store.shard_doubts import COMPARE_LIMIT_S
 from batchmill.worker.gateway.settings import GatewaySettings
 
 from . import formats
 
-#: Seconds that a page waits for each of several shards.
-_PART_LIMIT_S = 2.0
 _FOLDER = Path(__file__).parent
 #: Files that a browser may fetch, and their types.
 STATIC_TYPES = {
@@ -36,7 +35,7 @@ class Site:
         self.settings = settings
         self.url = find_broker(settings.broker_url)
         self.stores = JobStores.from_url(
-            self.url, timeout_s=settings.broker_timeout_s, part_limit_s=_PART_LIMIT_S
+            self.url, timeout_s=settings.broker_timeout_s, part_limit_s=COMPARE_LIMIT_S
         )
         self.client = Client(self.url, settings=settings)
         self.prices = PriceSettings().prices

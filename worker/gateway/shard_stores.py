@@ -9,7 +9,7 @@ import asyncio
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Final, Generic, TypeVar
+from typing import Generic, TypeVar
 
 import structlog
 from redis.exceptions import RedisError
@@ -22,13 +22,11 @@ from batchmill.producer.store.async_store import AsyncStore
 from batchmill.producer.store.broker_errors import broker_errors
 from batchmill.producer.store.call_limits import time_limit
 from batchmill.producer.store.replication import NotConfirmed
-from batchmill.producer.store.shard_doubts import ShardDoubts
+from batchmill.producer.store.shard_doubts import COMPARE_LIMIT_S, ShardDoubts
 from batchmill.producer.store.shard_errors import ShardFailures
 
 Value = TypeVar("Value")
 _log = structlog.get_logger(__name__)
-#: Seconds that a look at several shards waits for each.
-_PART_LIMIT_S: Final = 2.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -223,7 +221,7 @@ class ShardStores:
             yield
             return
         try:
-            with time_limit(self._doubts.limit_s(name, _PART_LIMIT_S)):
+            with time_limit(self._doubts.limit_s(name, COMPARE_LIMIT_S)):
                 yield
         except NotConfirmed:
             raise
