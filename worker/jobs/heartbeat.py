@@ -86,7 +86,8 @@ class Heartbeat:
         """
         ready = self._link.ready
         settings, config = self._settings, self._settings.engine_config
-        media = tuple(kind for kind in (() if ready is None else ready.media) if can_decode(kind))
+        taken = () if ready is None else tuple(ready.media)
+        media = tuple(filter(can_decode, taken))
         num_connections = self._store.announce_worker(
             WorkerInfo(
                 name=self._name,
@@ -102,7 +103,7 @@ class Heartbeat:
                 kinds=("generate",) if ready is None else tuple(ready.kinds),
                 adapters=tuple(self._link.load.adapters),
                 media=media,
-                lacks=() if ready is None or media == tuple(ready.media) else (MEDIA_EXTRA,),
+                lacks=() if media == taken else (MEDIA_EXTRA,),
                 stats=self.stats(),
             ),
             timeout_ms=int(settings.session_timeout_s * 1000),

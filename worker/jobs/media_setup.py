@@ -35,7 +35,7 @@ def media_threads(
         ttl_s=settings.media_ttl_s,
         max_memory_percent=settings.max_memory_percent,
         max_job_bytes=settings.media_max_job_bytes,
-        read_rate_hz=lambda: None if link.ready is None else link.ready.sample_rate_hz,
+        read_rate_hz=lambda: getattr(link.ready, "sample_rate_hz", None),
         note=lambda medium, time_s: meter.note_media(
             medium.kind,
             duration_s=medium.duration_s if isinstance(medium, Audio) else 0.0,

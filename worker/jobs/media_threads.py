@@ -41,7 +41,8 @@ class MediaThreads:
         Args:
             reader: reads and decodes media.
             model: what jobs call it, for messages.
-            read_kinds: returns the kinds that the model takes; None while there is no engine.
+            read_kinds: returns the kinds of media that the model takes, or None while no engine is
+                ready.
         """
         self._reader = reader
         self._model = model
