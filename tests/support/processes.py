@@ -25,11 +25,11 @@ CLI = ("-m", "batchmill.worker.cli")
 _PORTS = itertools.count(random.randrange(1000))
 
 
-def wait_until(condition: Callable[[], bool], what: str) -> None:
-    """Wait for a condition, or fail after `DEADLINE_S`."""
-    deadline = time.monotonic() + DEADLINE_S
+def wait_until(condition: Callable[[], bool], what: str, deadline_s: float = DEADLINE_S) -> None:
+    """Wait for a condition, or fail after the deadline."""
+    deadline = time.monotonic() + deadline_s
     while not condition():
-        assert time.monotonic() < deadline, f"{what} took more than {DEADLINE_S} s"
+        assert time.monotonic() < deadline, f"{what} took more than {deadline_s} s"
         time.sleep(0.02)
 
 
