@@ -113,10 +113,11 @@ class DraftCorpora:
     def replace(self, name: str, sequences: Sequence[Sequence[int]]) -> None:
         """Replace the outputs of a corpus; without any, it is forgotten once nothing uses it.
 
-        An output with a token that the model does not have is left out: whoever can write to the
-        caller's store may have made it, and as a draft it would fail the step of all requests.
+        An output without tokens is left out, and one with a token that the model does not have:
+        whoever can write to the caller's store may have made it, and as a draft it would fail the
+        step of all requests.
         """
-        known = [each for each in sequences if self._is_known(each)]
+        known = [each for each in sequences if each and self._is_known(each)]
         corpus = self._by_name.setdefault(name, DraftCorpus())
         corpus.replace(known)
         if known:
@@ -125,4 +126,4 @@ class DraftCorpora:
             self._filled.pop(name, None)
 
     def _is_known(self, token_ids: Sequence[int]) -> bool:
-        return not token_ids or (min(token_ids) >= 0 and max(token_ids) < self._vocab_size)
+        return min(token_ids) >= 0 and max(token_ids) < self._vocab_size

@@ -141,6 +141,10 @@ def _checked(tensors: Iterable[tuple[str, NDArray[Any]]]) -> VectorFiles:
             raise AdapterError(f"{name} has numbers that are not finite")
     if len({len(each) for each in found.values()}) != 1:
         raise AdapterError("it needs at least one direction, and all of the same size")
+    if not any(each.any() for each in found.values()):
+        raise AdapterError(
+            "all numbers of its directions are 0, so it would steer nothing: compute it again"
+        )
     directions = dict(sorted(found.items()))
     return VectorFiles(_digest(directions), directions)
 

@@ -59,7 +59,7 @@ class SteeringVectors:
 
         Raises:
             RequestError: `unsupported_parameter` or `invalid_request`: the version is not there,
-                does not suit the model, or has no direction in these layers.
+                does not suit the model, or has no direction other than 0 in these layers.
         """
         known = self._steerings.get(spec.key)
         if known is not None:
@@ -83,6 +83,13 @@ class SteeringVectors:
                 "invalid_request",
                 f"steering.layers is [{first}, {last}], where steering vector {spec.digest} has no "
                 f"direction: it has them in layers {min(directions)} to {max(directions)}",
+            )
+        if not any(each.any() for each in vectors.values()):
+            raise RequestError(
+                "invalid_request",
+                f"all directions of steering vector {spec.digest} in layers {first} to {last} are "
+                f"0 in {str(self._dtype).removeprefix('torch.')}, so they would steer nothing: "
+                "name other layers, or leave steering out",
             )
         steering = self._steerings[spec.key] = Steering(spec.key, vectors, spec.strength)
         return steering

@@ -155,6 +155,8 @@ def test_names_without_outputs_are_forgotten_with_their_requests() -> None:
     assert corpora.find("used") is corpora._filled["used"]
     corpora.replace("used", [])
     assert not corpora._by_name
+    corpora.replace("used", [[], []])
+    assert not corpora._by_name, "outputs without tokens are no outputs"
 
 
 def test_steps_overlap_while_a_corpus_is_empty(byte_engine: MakeEngine) -> None:

@@ -25,6 +25,7 @@ NUM_TOKENS = 12
 PROMPT = [(7 * index) % 200 + 20 for index in range(19)]
 GREEDY = SamplingParams(temperature=0, max_tokens=NUM_TOKENS, ignore_eos=True)
 HIDDEN = 32
+ZEROS = np.zeros(HIDDEN, np.float32)
 
 
 class Steered(NamedTuple):
@@ -195,6 +196,10 @@ def test_vectors_that_do_not_suit_are_refused(
     assert "belongs to another one" in refused(SteeringSpec(stored(range(1, 5), HIDDEN)))
     second_only = SteeringSpec(stored(range(1, 2), HIDDEN), 1.0, (0, 0))
     assert "has them in layers 1 to 1" in refused(second_only)
+    path = write_gguf(tmp_path / "half.gguf", {**directions(range(1), HIDDEN, seed=9), 1: ZEROS})
+    half = read_vectors(path)
+    store_vectors(half, steered.folder)
+    assert "in layers 1 to 1 are 0 in float32" in refused(SteeringSpec(half.digest, 1.0, (1, 1)))
     assert "not in this worker's folder" in refused(SteeringSpec("0" * 32))
     assert "not in this worker's folder" in refused(SteeringSpec("../store"))
     loaded = load_model(str(steered.model_folder), dtype="float32", device="cpu")
@@ -244,6 +249,7 @@ def test_files_that_are_no_vectors_are_refused(tmp_path: Path) -> None:
         (write_safetensors(tmp_path / "short.safetensors", {0: vectors[0][:0]}), "must be a row"),
         (write_safetensors(tmp_path / "sizes.safetensors", sizes), "same size"),
         (write_safetensors(tmp_path / "none.safetensors", {}), "at least one"),
+        (write_safetensors(tmp_path / "zeros.safetensors", {0: vectors[0] * 0}), "steer nothing"),
         (write_safetensors(tmp_path / "high.safetensors", {9999: vectors[0]}), "names are"),
     ):
         with pytest.raises(AdapterError, match=message):
