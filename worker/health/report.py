@@ -56,7 +56,10 @@ class HealthFile:
             OSError: the folder is not writable, or belongs to another user.
         """
         self._last = report, time.monotonic()
-        self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        # `mkdir` gives its mode to the last folder alone. The embedded broker shares the one above,
+        # and refuses one that others can read.
+        self._folder.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._folder.mkdir(mode=0o700, exist_ok=True)
         if self._folder.stat().st_uid != os.getuid():
             raise PermissionError(f"{self._folder} belongs to another user")
         # The monotonic clock counts from the machine's start, so other processes can compare it.

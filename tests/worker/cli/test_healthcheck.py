@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from batchmill.worker.health.report import MAX_AGE_S, HealthFile, HealthReport, read_reports
+from batchmill.worker.local.state_dir import make_private_directory
 
 from ...conftest import RedisServer
 from ..conftest import Mill
@@ -62,6 +63,13 @@ def test_a_healthy_worker_is_live_and_ready(host: Host, file: HealthFile) -> Non
     assert host.probe().stdout == "ready: demo-1@here\n"
     assert host.probe("worker", *LIVE).stdout == "live: demo-1@here\n"
     assert host.folder.stat().st_mode & 0o077 == 0
+
+
+def test_the_embedded_broker_takes_the_folder_that_a_worker_made_first(tmp_path: Path) -> None:
+    host = Host(tmp_path / "runtime")
+    file = HealthFile("worker", host.folder)
+    file.write(HEALTHY)
+    make_private_directory(host.runtime_dir, "BATCHMILL_RUNTIME_DIR")
 
 
 @pytest.mark.parametrize(
