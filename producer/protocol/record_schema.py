@@ -122,6 +122,8 @@ class RecordFields(BaseModel):
     plan_state: str | None = None
     """State of a running job's beam search, from which another attempt continues: JSON,
     compressed by zlib."""
+    plan_identity: str | None = None
+    """Identity of the engine that computed `plan_state`."""
     payloads: str | None = None
     """Names of its objects outside Redis, separated by spaces."""
     key_refusals: Number | None = None

@@ -59,6 +59,18 @@ def test_a_state_of_another_model_is_discarded_at_the_claim(bench: Any) -> None:
     assert stored(bench) is None
 
 
+def test_a_state_that_an_older_worker_left_of_another_model_is_discarded(bench: Any) -> None:
+    first = bench.started("j")
+    save(bench, first)
+    release(bench, first)
+    second = bench.claim("j")
+    # The claim of an older worker leaves the state as it is, and names its own model.
+    bench.redis.hset(keys.job("j"), "identity", "model-2")
+    release(bench, second)
+    assert bench.claim("j", identity="model-2").plan_state == b""
+    assert stored(bench) is None
+
+
 def test_a_saved_state_forgives_lost_workers(bench: Any) -> None:
     claim = bench.started("j")
     bench.redis.hset(keys.job("j"), "lost_leases", 3)

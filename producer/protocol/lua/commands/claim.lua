@@ -19,7 +19,8 @@ local session, pid = ARGV[6], tonumber(ARGV[7])
 
 -- What a claim needs of the record besides the fields that `load_job` always reads.
 local CLAIM_FIELDS = { 'doc', 'attempts', 'suspect', 'started_at_ms', 'retries', 'history', 'claimed_at_ms',
-  'sealed_with', 'start_by_ms', 'home', 'prefix', 'passed_over', 'lora', 'steering', 'plan_state' }
+  'sealed_with', 'start_by_ms', 'home', 'prefix', 'passed_over', 'lora', 'steering', 'plan_state',
+  'plan_identity' }
 
 -- The stored tokens of a job.
 local function read_tokens()
@@ -123,6 +124,10 @@ local function claim_job()
   if job.identity and job.identity ~= identity then
     discard_output(id)
     tokens, job.plan_state = '', nil
+  elseif job.plan_state and job.plan_identity ~= identity then
+    -- An older worker, which does not know plans, has claimed the job in between and left the state as it was.
+    discard_plan(id)
+    job.plan_state = nil
   end
   job.fence, job.attempts, job.alone, job.claimed_at_ms = fence_text(fence_number, nonce), attempts, alone, now
   job.started_at_ms = job.started_at_ms or now

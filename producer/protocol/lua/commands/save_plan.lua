@@ -8,7 +8,7 @@ local function save(id, fence, identity, state)
   if not may_write_output(load_lease(id), fence, identity) then return 'FENCED' end
   local piece = split_sealed(state)
   if piece then note_seal_key(id, piece.key_id) end
-  redis.call('HSET', job_key(id), 'plan_state', state)
+  redis.call('HSET', job_key(id), 'plan_state', state, 'plan_identity', identity)
   redis.call('HDEL', job_key(id), 'lost_leases') -- it moves, although it has no new token
   return 'OK'
 end

@@ -45,7 +45,7 @@ local function finish_job(id, job, state, result, error_text, now, used, fields)
   if result ~= '' then put('result', result) end
   if error_text ~= '' then put('error', error_text) end
   redis.call('HSET', job_key(id), 'state', state, 'finished_at_ms', now, unpack(fields))
-  if job.plan_state and state == 'completed' then redis.call('HDEL', job_key(id), 'plan_state') end
+  if job.plan_identity and state == 'completed' then discard_plan(id) end
   if job.output_event then supersede_event(job.output_event) end
   if wants_event(job, state) then add_event(id, job, state, run_suffix(job.run), '', now) end
   job.receiver_events = tell_receivers(id, job, state, now)

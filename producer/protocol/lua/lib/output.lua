@@ -1,7 +1,7 @@
 -- The output of a running job: tokens and text, appended at checkpoints. A call that is repeated because its reply
 -- was lost changes nothing. A sealed piece is stored as its ciphertext, which is as long as what it hides, so that all
 -- counts are the same; its seal is stored beside it, under its place in the output.
--- @include keys, sealed
+-- @include keys, record, sealed
 
 -- Remove an output from a position on, and the seals of what is removed. Return false if the position is in the middle
 -- of a sealed piece.
@@ -73,7 +73,8 @@ end
 -- Let the output start over. Readers of the stream see it from the counter.
 -- @rare
 local function discard_output(id)
-  redis.call('HDEL', job_key(id), 'tokens_at_loss', 'plan_state') -- the next loss counts tokens from 0 again
+  discard_plan(id)
+  redis.call('HDEL', job_key(id), 'tokens_at_loss') -- the next loss counts tokens from 0 again
   if redis.call('DEL', tokens_key(id)) == 0 then return end
   redis.call('HINCRBY', job_key(id), 'restarts', 1)
   redis.call('HDEL', job_key(id), 'output_told')

@@ -6,10 +6,10 @@ local UNFINISHED_STATES = { 'queued', 'in_progress' }
 local TERMINAL = { completed = true, failed = true, cancelled = true, expired = true }
 local DEFAULT_TENANT = 'default'
 local MAX_LEASES = 1000 -- in one command: Lua's stack has room for 8000 arguments
--- What the end of an attempt and of a job needs besides the fields that `load_job` always reads. Only whether there is
--- a `plan_state` counts; reading it costs jobs without one less than another command would.
+-- What the end of an attempt and of a job needs besides the fields that `load_job` always reads. `plan_identity` says
+-- whether there is a `plan_state`, which may be long.
 local END_FIELDS = { 'history', 'attempts', 'claimed_at_ms', 'claimed_tokens', 'used_tokens', 'api_key', 'model',
-  'batch', 'gateway', 'receiver_events', 'celery_embed', 'sealed_with', 'plan_state' }
+  'batch', 'gateway', 'receiver_events', 'celery_embed', 'sealed_with', 'plan_identity' }
 
 -- A fence names one claim: its number, and the random nonce that its worker gave it. The number alone would be given
 -- out twice if Redis lost its last writes.
@@ -158,6 +158,9 @@ end
 local function may_write_output(job, fence, identity)
   return holds_lease(job, fence) and (identity == '' or job.identity == identity)
 end
+
+-- Forget the saved state of a job's plan.
+local function discard_plan(id) redis.call('HDEL', job_key(id), 'plan_state', 'plan_identity') end
 
 -- Extend leases: `entries` lists their ends and the ids of their jobs in turn.
 local function extend_leases(entries)
