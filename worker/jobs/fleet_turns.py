@@ -8,6 +8,7 @@ All of them together then do the duty as often as `FULL_PACE` workers.
 
 from __future__ import annotations
 
+import math
 import random
 import time
 from collections.abc import Callable
@@ -35,9 +36,14 @@ class FleetTurns:
         self._counted_at: float | None = None
         self._num_sessions = 1
 
-    def turn(self, interval_s: float) -> Turn:
-        """Return the turns of a duty that a small fleet's workers each do at an interval."""
-        return Turn(self, interval_s)
+    def turn(self, interval_s: float, most_s: float = math.inf) -> Turn:
+        """Return the turns of a duty that a small fleet's workers each do at an interval.
+
+        Args:
+            interval_s: in a small fleet, seconds.
+            most_s: the longest interval, however many workers there are, seconds.
+        """
+        return Turn(self, interval_s, most_s)
 
     def share(self) -> float:
         """Return how many intervals this worker waits between two turns of a duty, at least 1.
@@ -55,9 +61,10 @@ class FleetTurns:
 class Turn:
     """The turns of one duty in this worker."""
 
-    def __init__(self, turns: FleetTurns, interval_s: float) -> None:
+    def __init__(self, turns: FleetTurns, interval_s: float, most_s: float) -> None:
         self._turns = turns
         self._interval_s = interval_s
+        self._most_s = most_s
         self._done_at: float | None = None
         self._jitter = 1.0
 
@@ -70,7 +77,8 @@ class Turn:
             redis.exceptions.RedisError: Redis is away.
         """
         share, now = self._turns.share(), time.monotonic()
-        wait_s = self._interval_s * (share - 1) * self._jitter
+        interval_s = min(self._interval_s * share, self._most_s)
+        wait_s = (interval_s - self._interval_s) * self._jitter
         if self._done_at is not None and now - self._done_at < wait_s:
             return False
         self._done_at = now

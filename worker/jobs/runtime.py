@@ -150,6 +150,8 @@ class WorkerRuntime:
             num_places=settings.high_places,
             on_room=on_room,
         )
+        #: When this worker does what any worker may do for all.
+        self.turns = FleetTurns(store.num_live_sessions)
         output_share = OutputShare()
         self._leaving = LeavingJobs(self.writer, self.metrics.jobs, output_share)
         self.takeover = self._make_takeover(output_share)
@@ -162,8 +164,6 @@ class WorkerRuntime:
             engine_stall_s=settings.engine_stall_s,
             is_draining=lambda: self._draining,
         )
-        #: When this worker does what any worker may do for all.
-        self.turns = FleetTurns(store.num_live_sessions)
         self._inbox = InboxMover(
             settings, store, self._session, self.connected_s, self.turns.turn(WAIT_S)
         )
@@ -435,6 +435,7 @@ class WorkerRuntime:
             session=self._session,
             consumes_all=self._consumes_all,
             share=share,
+            turns=self.turns,
         )
 
     def _make_heartbeat(self) -> Heartbeat:

@@ -49,7 +49,12 @@ def want(
 
 
 def take_want(
-    giver: Want, *, model: str, identity: str, origins: Sequence[Origin]
+    giver: Want,
+    *,
+    model: str,
+    identity: str,
+    origins: Sequence[Origin],
+    least_speedup: float = 1.0,
 ) -> Call[tuple[Want, frozenset[Origin]] | None]:
     """Find a worker that asks for jobs and is less than half as loaded as the caller.
 
@@ -60,6 +65,8 @@ def take_want(
         model: served name.
         identity: of the engine; jobs of another one could not be continued.
         origins: of the jobs that the caller could give, each once.
+        least_speedup: how many times as fast as the caller the other worker must be, by measured
+            speeds; 1: of any speed.
 
     Returns:
         The wish, and those of the origins that no pause holds back. None if no worker asks, or if
@@ -75,6 +82,6 @@ def take_want(
         want = Want(name.decode(errors="replace"), num_places, num_jobs, known)
         return want, frozenset(origins[number - 1] for number in numbers)
 
-    load = (giver.num_jobs, f"{giver.tokens_per_s:.3f}")
+    load = (giver.num_jobs, f"{giver.tokens_per_s:.3f}", f"{least_speedup:.3f}")
     names = (name for origin in origins for name in (origin.queue, origin.tenant))
     return Call("take_want", (giver.session, model, identity, *load, *names), read)

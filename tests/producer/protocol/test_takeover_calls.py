@@ -45,16 +45,25 @@ def ask(bench: Any, session: str = TAKER, places: int = 8, **changes: Any) -> bo
     return asked
 
 
-def find(bench: Any, giver: Want = GIVER, identity: str = "model 1") -> Want | None:
-    found = find_for(bench, Origin(QUEUE, "default"), giver=giver, identity=identity)
+def find(
+    bench: Any, giver: Want = GIVER, identity: str = "model 1", least_speedup: float = 1.0
+) -> Want | None:
+    origin = Origin(QUEUE, "default")
+    found = find_for(bench, origin, giver=giver, identity=identity, least_speedup=least_speedup)
     return None if found is None else found[0]
 
 
 def find_for(
-    bench: Any, *origins: Origin, giver: Want = GIVER, identity: str = "model 1"
+    bench: Any,
+    *origins: Origin,
+    giver: Want = GIVER,
+    identity: str = "model 1",
+    least_speedup: float = 1.0,
 ) -> tuple[Want, frozenset[Origin]] | None:
     """Look for a wish, for jobs of these queues and tenants."""
-    call = calls.take_want(giver, model="demo", identity=identity, origins=origins)
+    call = calls.take_want(
+        giver, model="demo", identity=identity, origins=origins, least_speedup=least_speedup
+    )
     found: tuple[Want, frozenset[Origin]] | None = bench.store.run(call)
     return found
 
@@ -105,6 +114,18 @@ def test_a_wish_that_would_not_help_is_not_found(
 def test_a_fast_worker_gets_from_a_slow_one_with_as_many_jobs(bench: Any) -> None:
     ask(bench, num_jobs=8, tokens_per_s=40.0)
     assert find(bench, Want(GIVER.session, 0, 8, 10.0)) is not None
+
+
+def test_jobs_that_need_a_faster_worker_leave_the_wish_of_a_slower_one(bench: Any) -> None:
+    giver = Want(GIVER.session, 0, 8, 10.0)
+    ask(bench, tokens_per_s=15.0)
+    assert find(bench, giver, least_speedup=2.0) is None
+    assert find(bench, giver, least_speedup=1.5) is not None
+    ask(bench, tokens_per_s=5.0)
+    assert find(bench, giver) is not None
+    ask(bench)  # its speed is not known, so it counts as equally fast
+    assert find(bench, giver, least_speedup=1.1) is None
+    assert find(bench, giver) is not None
 
 
 def test_no_worker_asks_while_jobs_wait_in_its_queues(bench: Any) -> None:

@@ -12,7 +12,12 @@ from batchmill.producer.protocol.calls.spread import Want
 from batchmill.producer.protocol.replies import Claim, ReleaseCause
 from batchmill.worker.engine_host.messages import AddRequest
 from batchmill.worker.jobs.active_job import ActiveJob, Release
-from batchmill.worker.jobs.fair_part import OutputShare, num_due, select_jobs
+from batchmill.worker.jobs.fair_part import (
+    OutputShare,
+    list_candidates,
+    num_due,
+    speedup_of,
+)
 
 from ..celery_tasks import a_task
 
@@ -40,9 +45,12 @@ def a_job(
     return job
 
 
-def chosen(*jobs: ActiveJob, due: int = 9, num_waiting: int = 0, share: float = 1.0) -> list[str]:
-    selected = select_jobs(jobs, due, num_waiting=num_waiting, output_share=share)
-    return [job.request_id for job in selected]
+def chosen(
+    *jobs: ActiveJob, num_waiting: int = 0, share: float = 1.0, speedup: float = 1.0
+) -> list[str]:
+    """Return the jobs that would go to a worker which is faster by a factor."""
+    candidates = list_candidates(jobs, num_waiting=num_waiting, output_share=share)
+    return [each.job.request_id for each in candidates if each.least_speedup <= speedup]
 
 
 @pytest.mark.parametrize(
@@ -61,13 +69,13 @@ def chosen(*jobs: ActiveJob, due: int = 9, num_waiting: int = 0, share: float = 
 def test_each_worker_ends_up_with_jobs_for_its_speed(
     held: int, speed: float | None, want: Want, due: int
 ) -> None:
-    assert num_due(held, speed, want) == due
+    assert num_due(held, speedup_of(want, speed), want) == due
 
 
 def test_waiting_jobs_go_first_and_then_those_with_most_tokens_left() -> None:
     jobs = [a_job("short", 300), a_job("long", 900), a_job("old", 600, 0), a_job("new", 600, 0)]
     assert chosen(*jobs, num_waiting=1) == ["new", "long", "short"]
-    assert chosen(*jobs, num_waiting=2, due=2) == ["new", "old"]
+    assert chosen(*jobs, num_waiting=2)[:2] == ["new", "old"]
 
 
 @pytest.mark.parametrize(
@@ -88,6 +96,19 @@ def test_waiting_jobs_go_first_and_then_those_with_most_tokens_left() -> None:
 )
 def test_a_job_that_should_stay_stays(name: str, fields: dict[str, Any]) -> None:
     assert chosen(a_job(name, **fields), a_job("other")) == ["other"]
+
+
+@pytest.mark.parametrize(("left_s", "least"), [(2.0, 2.0), (1.5, 3.0), (3.1, 1.0)])
+def test_a_job_that_ends_soon_goes_only_to_a_worker_that_gains_a_second_by_its_speed(
+    left_s: float, least: float
+) -> None:
+    job = a_job("soon", 100 + int(20 * left_s))
+    (candidate,) = list_candidates([job], num_waiting=0, output_share=1.0)
+    assert candidate.least_speedup == pytest.approx(least, rel=0.05)
+
+
+def test_a_job_that_ends_within_a_second_goes_to_no_worker() -> None:
+    assert chosen(a_job("at once", 119), speedup=1e9) == []
 
 
 def test_a_job_may_move_again_after_a_minute() -> None:

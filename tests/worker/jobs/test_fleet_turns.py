@@ -56,6 +56,11 @@ def test_many_workers_together_do_no_more_than_a_few(clock: Clock) -> None:
     assert min(each) > 0
 
 
+def test_a_duty_with_a_longest_interval_is_done_that_often_in_any_fleet(clock: Clock) -> None:
+    turn = FleetTurns(lambda: 1000).turn(INTERVAL_S, most_s=4 * INTERVAL_S)
+    assert 0.7 * 50 < turns_in(clock, turn, 200 * INTERVAL_S) < 1.4 * 50
+
+
 def test_survivors_go_faster_soon_after_most_have_died(clock: Clock) -> None:
     alive = [1000]
     turn = FleetTurns(lambda: alive[0]).turn(INTERVAL_S)

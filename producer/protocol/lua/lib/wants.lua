@@ -15,7 +15,8 @@ end
 local function drop_want(model, session) redis.call('HDEL', wants_key(model), session) end
 
 -- Take a wish of another session with an engine of the same identity that is much less loaded; nil if there is none.
-local function find_want(model, caller, identity, held, speed, now)
+-- `least_speedup`: how many times as fast as the caller it must be; 1 = of any speed.
+local function find_want(model, caller, identity, held, speed, least_speedup, now)
   local found = redis.call('HRANDFIELD', wants_key(model), WANTS_READ, 'WITHVALUES')
   for i = 1, #found, 2 do
     local session = found[i]
@@ -26,7 +27,8 @@ local function find_want(model, caller, identity, held, speed, now)
     elseif session ~= caller and wanted == identity then
       local mine, theirs = speed, tonumber(other_speed) or 0
       if mine <= 0 or theirs <= 0 then mine, theirs = 1, 1 end
-      if held * theirs > LEAST_RATIO * tonumber(num_jobs) * mine then
+      local is_fast_enough = least_speedup <= 1 or theirs >= least_speedup * mine
+      if is_fast_enough and held * theirs > LEAST_RATIO * tonumber(num_jobs) * mine then
         drop_want(model, session)
         return { session, tonumber(num_places), tonumber(num_jobs), other_speed }
       end
