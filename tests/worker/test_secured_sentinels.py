@@ -11,9 +11,10 @@ from celery import Celery
 
 from batchmill.producer import Client, celery_options, celery_tls, celery_url
 from batchmill.producer.protocol.replies import JobState
+from batchmill.producer.store.job_store import JobStore
 
 from ..support.every_program import check_every_program
-from ..support.processes import CLI, STUB, process
+from ..support.processes import DEADLINE_S, ready_worker
 from ..support.secured_service import SecuredService
 from ..support.tls import Authority, tls_server
 
@@ -40,15 +41,17 @@ def test_a_plain_celery_program_gets_its_result(service: SecuredService, tmp_pat
     app.conf.broker_transport_options = celery_options(url)
     app.conf.result_backend_transport_options = celery_options(url)
     app.conf.broker_use_ssl = app.conf.redis_backend_use_ssl = celery_tls(url)
-    environment = {**STUB, "BATCHMILL_BROKER_URL": url, "BATCHMILL_RUNTIME_DIR": str(tmp_path)}
-    with process(*CLI, "worker", environment=environment, log=tmp_path / "worker.log"):
+    store = JobStore.from_url(service.url_of("producer"))
+    further = {"BATCHMILL_RUNTIME_DIR": str(tmp_path)}
+    with ready_worker(url, store, tmp_path, further):
         sent = app.send_task(
             "batchmill.generate",
             kwargs={"job": {"prompt": "Once", "max_tokens": 4}},
             queue="batchmill.demo.normal",
         )
-        assert sent.get(timeout=60)["usage"]["completion_tokens"] == 4
+        assert sent.get(timeout=DEADLINE_S)["usage"]["completion_tokens"] == 4
     app.close()
+    store.close()
 
 
 def test_the_user_of_the_sentinels_finds_the_primary_and_changes_nothing(
