@@ -130,7 +130,15 @@ def load_weights(
             up = file.get_tensor(each.matrices.up_name).float()
             scaled = up * files.config.scale_of(each.name)
             _fill(pair, sites[each.layer][each.site].widths, each.part, down, scaled)
-    return LoraWeights(tuple(tuple(_move(pair, device) for pair in layer) for layer in pairs))
+    return LoraWeights(
+        tuple(
+            tuple(
+                None if pair is None else _place(pair, site, device)
+                for pair, site in zip(*layer, strict=True)
+            )
+            for layer in zip(pairs, sites, strict=True)
+        )
+    )
 
 
 def _fill(pair: LoraPair, widths: Sequence[int], part: int, down: Tensor, up: Tensor) -> None:
@@ -140,5 +148,7 @@ def _fill(pair: LoraPair, widths: Sequence[int], part: int, down: Tensor, up: Te
     pair.up[:own_rank, start : start + widths[part]] = up.T
 
 
-def _move(pair: LoraPair | None, device: torch.device) -> LoraPair | None:
-    return None if pair is None else LoraPair(pair.down.to(device), pair.up.to(device))
+def _place(pair: LoraPair, site: LoraSite, device: torch.device) -> LoraPair:
+    """Return a pair on a device, with its columns in the order of the rows of the weight."""
+    up = pair.up[:, torch.tensor(site.row_order)] if site.row_order else pair.up
+    return LoraPair(pair.down.to(device), up.to(device))

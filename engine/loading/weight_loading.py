@@ -9,7 +9,9 @@ import torch
 from torch import Tensor
 
 from batchmill.engine.errors import ModelLoadError, UnsupportedModelError
-from batchmill.engine.models.families import FAMILIES, WeightNames, family_name
+from batchmill.engine.models.families import FAMILIES, family_name
+from batchmill.engine.models.family import WeightNames
+from batchmill.engine.models.interleaved_rope import reorder_heads
 from batchmill.engine.models.model_config import ModelConfig
 from batchmill.engine.models.shard import Shard
 from batchmill.engine.models.stored_groups import StoredGroups
@@ -91,7 +93,7 @@ def load_weights(
     if config.norm_offset:
         for norm in (weights.final_norm, *(n for layer in weights.layers for n in layer.norms)):
             norm += 1
-    return weights if groups is None else groups.put_into(weights)
+    return reorder_heads(weights if groups is None else groups.put_into(weights), config)
 
 
 def _stored_groups(checkpoint: Checkpoint) -> StoredGroups | None:
@@ -189,8 +191,8 @@ def _layer_places(
     q_size = config.num_heads * config.head_dim
     kv_size = config.num_kv_heads * config.head_dim
     yield "input_layernorm.weight", layer.input_norm
-    yield "self_attn.q_norm.weight", layer.q_norm
-    yield "self_attn.k_norm.weight", layer.k_norm
+    yield f"{names.qk_norms[0]}.weight", layer.q_norm
+    yield f"{names.qk_norms[1]}.weight", layer.k_norm
     yield "self_attn.o_proj.weight", allocated(layer.output)
     yield "self_attn.o_proj.bias", layer.output_bias
     yield f"{names.attention_output_norm}.weight", layer.attention_output_norm

@@ -22,6 +22,7 @@ from batchmill.kernels.reference.lora import LoraRows
 from .decoder_layer import DecoderLayer
 from .families import FAMILIES, family_name
 from .feed_forward import GatedNetwork
+from .interleaved_rope import qkv_row_order
 from .model_config import ModelConfig
 
 
@@ -33,11 +34,13 @@ class LoraSite:
         modules: Hugging Face's names of the matrices that it consists of, within the layer.
         widths: Output columns of each of them.
         in_features: Columns of its argument.
+        row_order: Which stored row each of its rows is; empty if they are in one order.
     """
 
     modules: tuple[str, ...]
     widths: tuple[int, ...]
     in_features: int
+    row_order: tuple[int, ...] = ()
 
 
 def lora_sites(config: ModelConfig) -> list[list[LoraSite]]:
@@ -48,7 +51,8 @@ def lora_sites(config: ModelConfig) -> list[list[LoraSite]]:
     names = FAMILIES[family_name(config.architecture)].names
     head = config.head_dim
     q_width, kv_width = config.num_heads * head, config.num_kv_heads * head
-    qkv = LoraSite(names.qkv, _parts(names.qkv, (q_width, kv_width, kv_width)), config.hidden_size)
+    widths = _parts(names.qkv, (q_width, kv_width, kv_width))
+    qkv = LoraSite(names.qkv, widths, config.hidden_size, qkv_row_order(config))
     output = LoraSite(("self_attn.o_proj",), (config.hidden_size,), q_width)
     inner = config.intermediate_size
     gate_up = LoraSite(names.gate_up, _parts(names.gate_up, (inner, inner)), config.hidden_size)

@@ -35,7 +35,7 @@ from .fp8_weights import check_fp8_model
 from .fused_layers import FusedLayers, can_fuse
 from .model_config import AttentionConfig, ModelConfig
 from .quantized_linears import head_linear, layer_linear
-from .rotary import axis_of_pairs, cos_sin, inverse_frequencies
+from .rotary import axis_of_pairs, cos_sin, inverse_frequencies, query_growth
 from .split_layers import SplitDecoder, SplitHead
 from .steered_rows import steer
 from .weights import DecoderWeights
@@ -49,6 +49,7 @@ class _AttentionStep:
     cos: Tensor  # [num_tokens, rotary_dim / 2] float32
     sin: Tensor
     plan: AttentionPlan
+    growth: Tensor | None  # [num_tokens, 1, 1] float32, on queries
 
 
 class DecoderModel:
@@ -226,6 +227,8 @@ class DecoderModel:
             self._head(x, out=logits)
         else:
             logits.copy_(self._head(x))
+        if self.config.logit_divisor != 1.0:
+            logits.div_(self.config.logit_divisor)
         if self.config.logit_softcap is not None:
             logits.div_(self.config.logit_softcap).tanh_().mul_(self.config.logit_softcap)
 
@@ -260,19 +263,32 @@ class DecoderModel:
                     break
             if layer.attention_output_norm is not None:
                 x = norm(x, layer.attention_output_norm)
+            x = self._scale_residual(x)
             normed = self._add_and_norm(x, residual, layer.post_attention_norm)
             x = layer.feed_forward(normed)
             if layer.feed_forward_output_norm is not None:
                 x = norm(x, layer.feed_forward_output_norm)
+            x = self._scale_residual(x)
             add_deepstack(residual, index, inputs)
             if inputs.steered:
                 steer(x, inputs.steered, index, of_samples=layer is layers[-1])
         assert x is not None, "a model has at least one layer"
         return x, residual
 
-    def _add_and_norm(self, x: Tensor | None, residual: Tensor, weight: Tensor) -> Tensor | Fp8Rows:
-        """Add x to the residual and normalise the sum, in the format that a layer multiplies."""
+    def _scale_residual(self, x: Tensor) -> Tensor:
+        scale = self.config.residual_scale
+        return x if scale == 1.0 else x * scale
+
+    def _add_and_norm(
+        self, x: Tensor | None, residual: Tensor, weight: Tensor | None
+    ) -> Tensor | Fp8Rows:
+        """Add x to the residual and normalise the sum, in the format that a layer multiplies.
+
+        Without a weight the sum itself is returned.
+        """
         eps, backend = self.config.rms_norm_eps, self._backend
+        if weight is None:
+            return residual if x is None else residual.add_(x)
         if self._is_fp8:
             return rms_norm_fp8(x, residual, weight, eps, backend=backend)
         if x is None:
@@ -298,7 +314,10 @@ class DecoderModel:
             window=kind.window,
             only_decodes=inputs.max_query_len == 1,
         )
-        return _AttentionStep(kind.window, cos, sin, plan)
+        growth = None
+        if kind.query_growth:
+            growth = query_growth(inputs.positions, kind)[:, None, None]
+        return _AttentionStep(kind.window, cos, sin, plan, growth)
 
     def _attend(
         self,
@@ -312,22 +331,24 @@ class DecoderModel:
         """Compute one layer's attention, [num_tokens, hidden] from [num_tokens, hidden]."""
         step, (k_cache, v_cache) = steps[layer.attention_kind], layer_cache
         k_scale, v_scale = kv_cache.k_scale, kv_cache.v_scale
+        qkv, norms = layer.qkv(x), layer.head_norms
+        norms.normalise_all(qkv, self.config.rms_norm_eps, self._backend)
         queries = rope_and_cache(
-            layer.qkv(x),
+            qkv,
             k_cache,
             v_cache,
             inputs.slot_mapping,
             step.cos,
             step.sin,
-            q_weight=layer.q_norm,
-            k_weight=layer.k_norm,
+            q_weight=norms.q_weight,
+            k_weight=norms.k_weight,
             eps=self.config.rms_norm_eps,
             backend=self._backend,
             k_scale=k_scale,
             v_scale=v_scale,
         )
         attended = paged_attention(
-            queries,
+            norms.scale_queries(queries, step.growth),
             k_cache,
             v_cache,
             inputs.block_tables,

@@ -13,6 +13,7 @@ from batchmill.kernels.ops.gated_activation import silu_and_mul
 from batchmill.kernels.ops.linear import Linear
 
 from .feed_forward import FeedForward, GatedNetwork, LinearFactory, build_feed_forward
+from .head_norms import HeadNorms
 from .model_config import ModelConfig
 from .weights import LayerWeights
 
@@ -23,13 +24,12 @@ class DecoderLayer:
 
     #: Index of its kind in `ModelConfig.attention_kinds`.
     attention_kind: int
-    input_norm: Tensor
+    input_norm: Tensor | None
     qkv: Linear
-    q_norm: Tensor | None
-    k_norm: Tensor | None
+    head_norms: HeadNorms
     output: Linear
     attention_output_norm: Tensor | None
-    post_attention_norm: Tensor
+    post_attention_norm: Tensor | None
     feed_forward: FeedForward
     feed_forward_output_norm: Tensor | None
 
@@ -55,8 +55,7 @@ class DecoderLayer:
             attention_kind=attention_kind,
             input_norm=weights.input_norm,
             qkv=linear(weights.qkv, weights.qkv_bias),
-            q_norm=weights.q_norm,
-            k_norm=weights.k_norm,
+            head_norms=HeadNorms.build(weights.q_norm, weights.k_norm, config),
             output=(summed or linear)(weights.output, weights.output_bias),
             attention_output_norm=weights.attention_output_norm,
             post_attention_norm=weights.post_attention_norm,
@@ -79,8 +78,7 @@ def fused_layer(packed: CppLayer, backend: Backend) -> DecoderLayer:
         attention_kind=0,
         input_norm=packed.input_norm,
         qkv=packed.qkv,
-        q_norm=packed.q_norm,
-        k_norm=packed.k_norm,
+        head_norms=HeadNorms(packed.q_norm, packed.k_norm),
         output=packed.output,
         attention_output_norm=None,
         post_attention_norm=packed.post_attention_norm,

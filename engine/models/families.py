@@ -6,58 +6,18 @@ decoder reads when it is built; no other file knows the name of a family.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping
 from typing import Any
 
 from batchmill.engine.errors import ModelLoadError, UnsupportedModelError
 
-from .model_config import (
-    Activation,
-    AttentionConfig,
-    ExpertsConfig,
-    LayerConfig,
-    ModelConfig,
-    RopeConfig,
-)
-from .rope_config import longest_exact_length, read_rope
-
-#: Our names of activations, by Hugging Face's.
-_ACTIVATIONS: dict[str, Activation] = {"silu": "silu", "gelu_pytorch_tanh": "gelu_tanh"}
+from . import llama_like, mixtures, output_normed
+from .family import Family, HfConfig, WeightNames, activation
+from .model_config import ModelConfig
+from .rope_config import longest_exact_length
 
 #: Ends of the names of architectures with an output layer, and with a classification head.
 _GENERATES, _CLASSIFIES = "ForCausalLM", "ForSequenceClassification"
-
-HfConfig = Mapping[str, Any]
-
-
-@dataclass(frozen=True, slots=True)
-class WeightNames:
-    """Hugging Face's names of a layer's tensors, without `model.layers.<n>.` and `.weight`."""
-
-    #: The norm before the feed-forward network.
-    post_attention_norm: str = "post_attention_layernorm"
-    #: The norms of the outputs of attention and feed-forward network; empty if there are none.
-    attention_output_norm: str = ""
-    feed_forward_output_norm: str = ""
-    #: Queries, keys and values: three tensors, or one.
-    qkv: tuple[str, ...] = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")
-    #: Gate and up: two tensors, or one.
-    gate_up: tuple[str, ...] = ("mlp.gate_proj", "mlp.up_proj")
-    #: Of a mixture: the module that holds router and experts, and an expert's gate, up and down.
-    mixture: str = "mlp"
-    expert: tuple[str, str, str] = ("gate_proj", "up_proj", "down_proj")
-
-
-@dataclass(frozen=True, slots=True)
-class Family:
-    """One architecture."""
-
-    #: Reads the fields of `ModelConfig` that differ from `_common`.
-    features: Callable[[HfConfig], dict[str, Any]]
-    names: WeightNames = field(default_factory=WeightNames)
-    #: Whether its models may rotate only a part of each head.
-    partial_rotary: bool = False
 
 
 def read_model_config(config: HfConfig) -> ModelConfig:
@@ -83,7 +43,7 @@ def read_model_config(config: HfConfig) -> ModelConfig:
             **family.features(config),
         }
         if "activation" not in features:
-            features["activation"] = _activation(config, "hidden_act")
+            features["activation"] = activation(config, "hidden_act")
         read = ModelConfig(**features)
     except KeyError as error:
         raise ModelLoadError(
@@ -173,219 +133,56 @@ def _common(config: HfConfig) -> dict[str, Any]:
     }
 
 
-def _activation(config: HfConfig, key: str) -> Activation:
-    name = config.get(key)
-    if name not in _ACTIVATIONS:
-        raise UnsupportedModelError(
-            f"its {key} is {name!r}; only {' and '.join(map(repr, _ACTIVATIONS))} are supported"
-        )
-    return _ACTIVATIONS[name]
-
-
-def _layers(
-    config: HfConfig,
-    windows: list[int | None],
-    sparse: Callable[[int], bool] = lambda index: False,
-) -> tuple[LayerConfig, ...]:
-    """Return layers that share one rotation."""
-    rope = read_rope(config)
-    return tuple(
-        LayerConfig(AttentionConfig(rope, window), sparse(index))
-        for index, window in enumerate(windows)
-    )
-
-
-def _same_window(config: HfConfig, window: int | None) -> list[int | None]:
-    return [window] * int(config["num_hidden_layers"])
-
-
-def _windows_by_type(config: HfConfig) -> list[int | None]:
-    """Read the windows of layers that are "full_attention" or "sliding_attention"."""
-    windows: list[int | None] = []
-    for layer_type in config["layer_types"]:
-        if layer_type not in ("full_attention", "sliding_attention"):
-            raise UnsupportedModelError(
-                f"it has {layer_type!r} layers; only 'full_attention' and 'sliding_attention' are "
-                "supported"
-            )
-        windows.append(config["sliding_window"] if layer_type == "sliding_attention" else None)
-    return windows
-
-
-def _llama(config: HfConfig) -> dict[str, Any]:
-    bias = bool(config.get("attention_bias"))
-    return {
-        "layers": _layers(config, _same_window(config, None)),
-        "qkv_bias": bias,
-        "output_bias": bias,
-        "mlp_bias": bool(config.get("mlp_bias")),
-    }
-
-
-def _mistral(config: HfConfig) -> dict[str, Any]:
-    layer_types = sorted(set(config.get("layer_types") or ()))
-    if len(layer_types) > 1:
-        raise UnsupportedModelError(
-            f"it has mixed attention layers ({', '.join(layer_types)}), which its architecture "
-            "ignores; only MinistralForCausalLM has them"
-        )
-    return {"layers": _layers(config, _same_window(config, config.get("sliding_window")))}
-
-
-def _ministral(config: HfConfig) -> dict[str, Any]:
-    return {"layers": _layers(config, _windows_by_type(config))}
-
-
-def _cwm(config: HfConfig) -> dict[str, Any]:
-    windows = _windows_by_type(config)
-    return {"layers": _layers(config, windows), "mlp_bias": bool(config.get("mlp_bias"))}
-
-
-def _seed_oss(config: HfConfig) -> dict[str, Any]:
-    return {
-        "layers": _layers(config, _same_window(config, None)),
-        "qkv_bias": bool(config["attention_bias"]),
-        "output_bias": bool(config["attention_out_bias"]),
-        "mlp_bias": bool(config.get("mlp_bias")),
-    }
-
-
-def _smollm3(config: HfConfig) -> dict[str, Any]:
-    bias = bool(config.get("attention_bias"))
-    rope, unrotated = read_rope(config), RopeConfig(theta=1.0, rope_type="none")
-    has_windows = config.get("use_sliding_window") and config.get("sliding_window") is not None
-    windows = _windows_by_type(config) if has_windows else _same_window(config, None)
-    return {
-        "layers": tuple(
-            LayerConfig(AttentionConfig(rope if is_rotated else unrotated, window))
-            for is_rotated, window in zip(config["no_rope_layers"], windows, strict=True)
-        ),
-        "qkv_bias": bias,
-        "output_bias": bias,
-        "mlp_bias": bool(config.get("mlp_bias")),
-    }
-
-
-def _phi3(config: HfConfig) -> dict[str, Any]:
-    return {"layers": _layers(config, _same_window(config, config.get("sliding_window")))}
-
-
-def _qwen2(config: HfConfig) -> dict[str, Any]:
-    return {"layers": _layers(config, _windows_by_type(config)), "qkv_bias": True}
-
-
-def _qwen3(config: HfConfig) -> dict[str, Any]:
-    bias = bool(config.get("attention_bias"))
-    return {
-        "layers": _layers(config, _windows_by_type(config)),
-        "qk_norm": True,
-        "qkv_bias": bias,
-        "output_bias": bias,
-    }
-
-
-def _qwen3_moe(config: HfConfig) -> dict[str, Any]:
-    dense_layers = frozenset(config.get("mlp_only_layers") or ())
-    step, bias = int(config["decoder_sparse_step"]), bool(config.get("attention_bias"))
-    num_experts = int(config.get("num_local_experts") or config["num_experts"])
-
-    def sparse(index: int) -> bool:
-        return index not in dense_layers and (index + 1) % step == 0
-
-    return {
-        "layers": _layers(config, _same_window(config, config.get("sliding_window")), sparse),
-        "qk_norm": True,
-        "qkv_bias": bias,
-        "output_bias": bias,
-        "experts": ExpertsConfig(
-            num_experts=num_experts,
-            num_experts_per_token=int(config["num_experts_per_tok"]),
-            intermediate_size=int(config["moe_intermediate_size"]),
-            normalise_weights=bool(config["norm_topk_prob"]),
-        ),
-    }
-
-
-def _mixtral(config: HfConfig) -> dict[str, Any]:
-    windows = _same_window(config, config.get("sliding_window"))
-    return {
-        "layers": _layers(config, windows, lambda index: True),
-        "experts": ExpertsConfig(
-            num_experts=int(config["num_local_experts"]),
-            num_experts_per_token=int(config["num_experts_per_tok"]),
-            intermediate_size=int(config["intermediate_size"]),
-            normalise_weights=True,
-        ),
-    }
-
-
-def _gemma(config: HfConfig) -> dict[str, Any]:
-    if config.get("use_bidirectional_attention"):
-        raise UnsupportedModelError("it has bidirectional attention; only causal is supported")
-    bias = bool(config.get("attention_bias"))
-    return {
-        "layers": _layers(config, _same_window(config, None)),
-        "qkv_bias": bias,
-        "output_bias": bias,
-        "norm_offset": True,
-        "embedding_scale": float(config["hidden_size"]) ** 0.5,
-    }
-
-
-def _gemma3(config: HfConfig) -> dict[str, Any]:
-    if config.get("attn_logit_softcapping") is not None:
-        raise UnsupportedModelError(
-            f"its attn_logit_softcapping is {config['attn_logit_softcapping']}, which is not "
-            "supported"
-        )
-    if config.get("use_bidirectional_attention"):
-        raise UnsupportedModelError("it has bidirectional attention; only causal is supported")
-    bias = bool(config.get("attention_bias"))
-    windows = _windows_by_type(config)
-    layer_types = list(config["layer_types"])
-    ropes = {layer_type: read_rope(config, layer_type) for layer_type in set(layer_types)}
-    return {
-        "layers": tuple(
-            LayerConfig(AttentionConfig(ropes[layer_type], window))
-            for layer_type, window in zip(layer_types, windows, strict=True)
-        ),
-        "attention_scale": float(config["query_pre_attn_scalar"]) ** -0.5,
-        "qk_norm": True,
-        "qkv_bias": bias,
-        "output_bias": bias,
-        "norm_offset": True,
-        "output_norms": True,
-        "embedding_scale": float(config["hidden_size"]) ** 0.5,
-        "activation": _activation(config, "hidden_activation"),
-        "logit_softcap": config.get("final_logit_softcapping"),
-    }
-
+#: Of layers without norms before their networks.
+_POST_NORMED = WeightNames(
+    attention_output_norm="post_attention_layernorm",
+    feed_forward_output_norm="post_feedforward_layernorm",
+)
 
 #: By Hugging Face class name.
 FAMILIES: Mapping[str, Family] = {
-    "LlamaForCausalLM": Family(_llama),
-    "MistralForCausalLM": Family(_mistral),
-    "MinistralForCausalLM": Family(_ministral),
-    "SeedOssForCausalLM": Family(_seed_oss),
-    "SmolLM3ForCausalLM": Family(_smollm3),
-    "CwmForCausalLM": Family(_cwm),
-    "Qwen2ForCausalLM": Family(_qwen2),
-    "Qwen3ForCausalLM": Family(_qwen3),
-    "Qwen3MoeForCausalLM": Family(_qwen3_moe),
-    "MixtralForCausalLM": Family(
-        _mixtral, WeightNames(mixture="block_sparse_moe", expert=("w1", "w3", "w2"))
+    "LlamaForCausalLM": Family(llama_like.llama),
+    "MistralForCausalLM": Family(llama_like.mistral),
+    "MinistralForCausalLM": Family(llama_like.ministral),
+    "SeedOssForCausalLM": Family(llama_like.seed_oss),
+    "SmolLM3ForCausalLM": Family(llama_like.smollm3),
+    "CwmForCausalLM": Family(llama_like.cwm),
+    "Ministral3ForCausalLM": Family(llama_like.ministral3),
+    "Ernie4_5ForCausalLM": Family(llama_like.ernie4_5),
+    "HunYuanDenseV1ForCausalLM": Family(
+        llama_like.hunyuan_dense,
+        WeightNames(qk_norms=("self_attn.query_layernorm", "self_attn.key_layernorm")),
     ),
-    "GemmaForCausalLM": Family(_gemma),
+    "GraniteForCausalLM": Family(llama_like.granite),
+    "Qwen2ForCausalLM": Family(llama_like.qwen2),
+    "Qwen3ForCausalLM": Family(llama_like.qwen3),
+    "Qwen3MoeForCausalLM": Family(mixtures.qwen3_moe),
+    "MixtralForCausalLM": Family(
+        mixtures.mixtral, WeightNames(mixture="block_sparse_moe", expert=("w1", "w3", "w2"))
+    ),
+    "GemmaForCausalLM": Family(output_normed.gemma),
     "Gemma3ForCausalLM": Family(
-        _gemma3,
+        output_normed.gemma3,
         WeightNames(
             post_attention_norm="pre_feedforward_layernorm",
             attention_output_norm="post_attention_layernorm",
             feed_forward_output_norm="post_feedforward_layernorm",
         ),
     ),
+    "Glm4ForCausalLM": Family(
+        output_normed.glm4,
+        WeightNames(
+            attention_output_norm="post_self_attn_layernorm",
+            feed_forward_output_norm="post_mlp_layernorm",
+            gate_up=("mlp.gate_up_proj",),
+        ),
+        partial_rotary=True,
+    ),
+    "Olmo2ForCausalLM": Family(output_normed.olmo2, _POST_NORMED),
+    "Olmo3ForCausalLM": Family(output_normed.olmo3, _POST_NORMED),
+    "Exaone4ForCausalLM": Family(output_normed.exaone4, _POST_NORMED),
     "Phi3ForCausalLM": Family(
-        _phi3,
+        llama_like.phi3,
         WeightNames(qkv=("self_attn.qkv_proj",), gate_up=("mlp.gate_up_proj",)),
         partial_rotary=True,
     ),

@@ -51,6 +51,11 @@ def _is_plain(config: ModelConfig, dtype: torch.dtype) -> bool:
         and config.activation == "silu"
         and config.embedding_scale == 1.0
         and not config.output_norms
+        and config.input_norms
+        and not config.qk_norm_spans_heads
+        and not config.qk_norm_after_rope
+        and config.residual_scale == 1.0
+        and not config.attention_kinds[0].query_growth
         and (not config.norm_offset or dtype == torch.float32)
     )
 
@@ -147,6 +152,8 @@ class FusedLayers:
 def _pack(layer: LayerWeights, linear: PackedFactory) -> CppLayer:
     network = layer.feed_forward
     assert isinstance(network, DenseWeights), "can_fuse has checked this"
+    assert layer.input_norm is not None, "can_fuse has checked this"
+    assert layer.post_attention_norm is not None, "can_fuse has checked this"
     gate, up = network.gate_up.chunk(2)
     gate_bias, up_bias = (
         (None, None) if network.gate_up_bias is None else network.gate_up_bias.chunk(2)

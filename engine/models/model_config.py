@@ -2,13 +2,38 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import Literal
+from dataclasses import dataclass, field, fields
+from typing import Any, Literal
 
 from batchmill.engine.model_shape import ModelShape
 
+_LATER = "later"
+
 #: Functions of the gate of a feed-forward network.
 Activation = Literal["silu", "gelu_tanh"]
+
+
+def _later(default: Any) -> Any:
+    """Return a field that `repr` shows only with another value than its default.
+
+    `repr` is a part of a model's identity, and models from before the field keep theirs.
+    """
+    return field(default=default, metadata={_LATER: True})
+
+
+class _Described:
+    """Gives dataclasses a `repr` that leaves out later fields with their defaults."""
+
+    __slots__ = ()
+
+    def __repr__(self) -> str:
+        shown = (
+            f"{each.name}={getattr(self, each.name)!r}"
+            for each in fields(self)  # type: ignore[arg-type]
+            if each.repr
+            and not (each.metadata.get(_LATER) and getattr(self, each.name) == each.default)
+        )
+        return f"{type(self).__qualname__}({', '.join(shown)})"
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,13 +71,15 @@ class RopeConfig:
     interleaves_grid: bool = field(default=False, repr=False)
 
 
-@dataclass(frozen=True, slots=True)
-class AttentionConfig:
+@dataclass(frozen=True, slots=True, repr=False)
+class AttentionConfig(_Described):
     """The properties of attention that may differ between layers."""
 
     rope: RopeConfig
     #: Keys that a query sees, including its own; None sees all.
     window: int | None = None
+    #: Growth of queries with the training contexts before them, n: 1 + growth * log(1 + n).
+    query_growth: float = _later(0.0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,8 +104,8 @@ class ExpertsConfig:
     normalise_weights: bool
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ModelConfig(ModelShape):
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
+class ModelConfig(_Described, ModelShape):
     """Sizes and features of a decoder that is computed natively."""
 
     hidden_size: int
@@ -111,6 +138,19 @@ class ModelConfig(ModelShape):
     experts: ExpertsConfig | None = None
     #: Outputs of its classification head; 0 if it has none.
     num_labels: int = field(default=0, repr=False)
+    #: Whether the pairs that rotate are neighbours in stored queries and keys; they are loaded with
+    #: each head's even elements before its odd ones.
+    interleaved_rope: bool = _later(False)
+    #: Whether the inputs of attention and feed-forward network are normalised.
+    input_norms: bool = _later(True)
+    #: Whether the norms of queries and keys are over all heads together.
+    qk_norm_spans_heads: bool = _later(False)
+    #: Whether queries and keys are normalised after they are rotated.
+    qk_norm_after_rope: bool = _later(False)
+    #: Factor on the outputs of attention and feed-forward network.
+    residual_scale: float = _later(1.0)
+    #: Logits are divided by this.
+    logit_divisor: float = _later(1.0)
 
     @property
     def has_own_head(self) -> bool:

@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from .model_config import RopeConfig
+from .model_config import AttentionConfig, RopeConfig
 
 
 def inverse_frequencies(rope: RopeConfig, head_dim: int) -> Tensor:
@@ -60,6 +60,15 @@ def cos_sin(
     if attention_factor == 1.0:
         return angles.cos(), angles.sin()
     return angles.cos() * attention_factor, angles.sin() * attention_factor
+
+
+def query_growth(positions: Tensor, kind: AttentionConfig) -> Tensor:
+    """Return the factor on each token's queries, [num_tokens] float32.
+
+    Source: the temperature of attention in Llama 4, as in transformers' Ministral 3.
+    """
+    contexts = positions // kind.rope.original_max_position_embeddings
+    return 1.0 + kind.query_growth * torch.log1p(contexts.float())
 
 
 def axis_of_pairs(rope: RopeConfig, num_pairs: int) -> Tensor:

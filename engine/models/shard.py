@@ -40,6 +40,11 @@ class Shard:
                 f"{setting}, and this {config.architecture} is a mixture of experts, which is not "
                 "divided: leave tensor_parallel_size out"
             )
+        if config.qk_norm_spans_heads:
+            raise UnsupportedModelError(
+                f"{setting}, and this {config.architecture} normalises all heads together, which "
+                "is not divided: leave tensor_parallel_size out"
+            )
         for what, size in (
             ("attention heads", config.num_heads),
             ("inner columns of its feed-forward network", config.intermediate_size),

@@ -73,20 +73,21 @@ class LayerWeights:
     """One decoder layer; matrices are [out, in] as in `torch.nn.functional.linear`.
 
     Attributes:
-        input_norm: [hidden], before attention.
+        input_norm: [hidden], before attention, or None.
         qkv: [(num_heads + 2 * num_kv_heads) * head_dim, hidden]: queries, keys, values.
         qkv_bias: Its bias, or None.
-        q_norm: [head_dim], or None if queries are not normalised.
+        q_norm: [head_dim], or [num_heads * head_dim] if it spans heads; None if queries are not
+            normalised.
         k_norm: As `q_norm`, for keys.
         output: [hidden, num_heads * head_dim].
         output_bias: Its bias, or None.
         attention_output_norm: [hidden], on the output of attention, or None.
-        post_attention_norm: [hidden], before the feed-forward network.
+        post_attention_norm: [hidden], before the feed-forward network, or None.
         feed_forward: The feed-forward network.
         feed_forward_output_norm: [hidden], on the output of that network, or None.
     """
 
-    input_norm: Tensor
+    input_norm: Tensor | None
     qkv: Matrix
     qkv_bias: Tensor | None
     q_norm: Tensor | None
@@ -94,7 +95,7 @@ class LayerWeights:
     output: Matrix
     output_bias: Tensor | None
     attention_output_norm: Tensor | None
-    post_attention_norm: Tensor
+    post_attention_norm: Tensor | None
     feed_forward: DenseWeights | ExpertWeights
     feed_forward_output_norm: Tensor | None
 
@@ -228,16 +229,19 @@ def _allocate_layer(
 ) -> LayerWeights:
     hidden = config.hidden_size
     qkv_size = (config.num_heads + 2 * config.num_kv_heads) * config.head_dim
+    q_norm_heads, k_norm_heads = 1, 1
+    if config.qk_norm_spans_heads:
+        q_norm_heads, k_norm_heads = config.num_heads, config.num_kv_heads
     return LayerWeights(
-        input_norm=norm(hidden),
+        input_norm=norm(hidden) if config.input_norms else None,
         qkv=empty(qkv_size, hidden),
         qkv_bias=empty(qkv_size) if config.qkv_bias else None,
-        q_norm=norm(config.head_dim) if config.qk_norm else None,
-        k_norm=norm(config.head_dim) if config.qk_norm else None,
+        q_norm=norm(q_norm_heads * config.head_dim) if config.qk_norm else None,
+        k_norm=norm(k_norm_heads * config.head_dim) if config.qk_norm else None,
         output=empty(hidden, config.num_heads * config.head_dim),
         output_bias=empty(hidden) if config.output_bias else None,
         attention_output_norm=norm(hidden) if config.output_norms else None,
-        post_attention_norm=norm(hidden),
+        post_attention_norm=norm(hidden) if config.input_norms else None,
         feed_forward=_allocate_experts(config, empty) if sparse else _allocate_dense(config, empty),
         feed_forward_output_norm=norm(hidden) if config.output_norms else None,
     )

@@ -9,17 +9,25 @@ import torch
 from tokenizers import Tokenizer as BackendTokenizer
 from tokenizers import models, pre_tokenizers
 from transformers import (
+    ArceeConfig,
     AutoModelForCausalLM,
     CwmConfig,
+    Ernie4_5Config,
+    Exaone4Config,
     Gemma3TextConfig,
     GemmaConfig,
+    Glm4Config,
     GPT2Config,
     GPTNeoXConfig,
+    GraniteConfig,
+    HunYuanDenseV1Config,
     LlamaConfig,
+    Ministral3Config,
     MinistralConfig,
     MistralConfig,
     MixtralConfig,
     Olmo2Config,
+    Olmo3Config,
     OPTConfig,
     Phi3Config,
     PreTrainedConfig,
@@ -109,6 +117,39 @@ NATIVE: dict[str, PreTrainedConfig] = {
     "CWM, windows in some layers": CwmConfig(
         **SIZES, head_dim=16, sliding_window=9, layer_types=[_FULL, _SLIDING, _SLIDING], **_LLAMA3
     ),
+    "Ministral 3, queries grow": Ministral3Config(
+        **SIZES,
+        head_dim=16,
+        rope_parameters={
+            "rope_type": "yarn",
+            "rope_theta": 1e4,
+            "factor": 16.0,
+            "original_max_position_embeddings": 16,
+            "mscale": 1.0,
+            "mscale_all_dim": 1.0,
+            "llama_4_scaling_beta": 0.5,
+        },
+    ),
+    "ERNIE 4.5": Ernie4_5Config(**SIZES, head_dim=16),
+    "ERNIE 4.5, biases": Ernie4_5Config(
+        **SIZES, head_dim=16, use_bias=True, tie_word_embeddings=False
+    ),
+    "HunYuan dense": HunYuanDenseV1Config(**SIZES, head_dim=16),
+    "HunYuan dense, wider base, biases": HunYuanDenseV1Config(
+        **SIZES,
+        head_dim=16,
+        attention_bias=True,
+        rope_parameters={"rope_type": "dynamic", "rope_theta": 1e4, "alpha": 1000.0, "factor": 1.0},
+    ),
+    "Granite": GraniteConfig(
+        **SIZES,
+        embedding_multiplier=6.0,
+        attention_multiplier=0.25,
+        residual_multiplier=0.5,
+        logits_scaling=2.0,
+        attention_bias=True,
+        mlp_bias=True,
+    ),
     "Gemma": GemmaConfig(**SIZES, head_dim=16),
     "Qwen2, tied": Qwen2Config(**SIZES, tie_word_embeddings=True),
     "Qwen2, windows in some layers": Qwen2Config(
@@ -146,6 +187,25 @@ NATIVE: dict[str, PreTrainedConfig] = {
         attention_bias=True,
         tie_word_embeddings=False,
     ),
+    "GLM-4": Glm4Config(**SIZES, head_dim=16),
+    "OLMo 2": Olmo2Config(**SIZES),
+    "OLMo 3": Olmo3Config(
+        **{**SIZES, "num_hidden_layers": 4},
+        sliding_window=9,
+        attention_bias=True,
+        rope_parameters={
+            _FULL: {
+                "rope_type": "yarn",
+                "factor": 4.0,
+                "rope_theta": 5e5,
+                "original_max_position_embeddings": 64,
+            },
+            _SLIDING: {"rope_type": "default", "rope_theta": 5e5},
+        },
+    ),
+    "EXAONE 4, windows and no rotation in some layers": Exaone4Config(
+        **SIZES, head_dim=16, sliding_window=9, layer_types=[_SLIDING, _FULL, _SLIDING]
+    ),
     "Phi-3, sliding window": Phi3Config(**SIZES, sliding_window=9),
     "Phi-3, longrope, part of each head rotated": Phi3Config(
         **SIZES,
@@ -175,7 +235,7 @@ OTHERS: dict[str, PreTrainedConfig] = {
         word_embed_proj_dim=48,
     ),
     "Llama, GELU activation": LlamaConfig(**SIZES, hidden_act="gelu"),
-    "OLMo 2": Olmo2Config(**SIZES),
+    "Arcee": ArceeConfig(**SIZES),
     "Starcoder 2, sliding window": Starcoder2Config(
         **{key: value for key, value in SIZES.items() if key != "rms_norm_eps"}, sliding_window=9
     ),

@@ -118,6 +118,13 @@ def pair(folder: Path, name: str) -> tuple[DecoderModel, DecoderModel]:
         "Phi-3, longrope, part of each head rotated",
         "Llama, dynamic RoPE, one key head",
         "Qwen3-MoE",
+        "ERNIE 4.5, biases",
+        "GLM-4",
+        "Ministral 3, queries grow",
+        "HunYuan dense",
+        "Granite",
+        "OLMo 3",
+        "EXAONE 4, windows and no rotation in some layers",
     ],
 )
 def test_prefill_decode_and_mixed_steps_give_the_references_logits(

@@ -8,6 +8,7 @@ import pytest
 from transformers import (
     Gemma3TextConfig,
     GPT2Config,
+    GraniteConfig,
     LlamaConfig,
     MistralConfig,
     Qwen2Config,
@@ -99,6 +100,14 @@ def test_the_older_format_of_rope_is_read() -> None:
 def test_an_unsupported_feature_is_refused_by_name(values: dict[str, Any], named: str) -> None:
     with pytest.raises(UnsupportedModelError, match=named):
         read_model_config(values)
+
+
+def test_later_features_change_the_identity_of_the_models_that_have_them_only() -> None:
+    plain = repr(read_model_config(llama()))
+    assert plain.startswith("ModelConfig(architecture='LlamaForCausalLM', vocab_size=32000")
+    assert plain.endswith("embedding_scale=1.0, logit_softcap=None, experts=None)")
+    values = GraniteConfig(architectures=["GraniteForCausalLM"], residual_multiplier=0.5).to_dict()
+    assert repr(read_model_config(values)).endswith("experts=None, residual_scale=0.5)")
 
 
 def test_a_missing_value_is_named() -> None:

@@ -110,17 +110,17 @@ def test_transformers_computes_a_feature_that_is_not_native_and_the_log_says_so(
 
 
 def test_missing_weights_are_named_and_not_initialised(tmp_path: Path) -> None:
-    random_model(OTHERS["OLMo 2"], tmp_path)
+    random_model(OTHERS["Arcee"], tmp_path)
     path = tmp_path / "model.safetensors"
     weights = load_file(path)
     name = "model.layers.1.self_attn.k_proj.weight"
     save_file({key: value for key, value in weights.items() if key != name}, path, {"format": "pt"})
-    with pytest.raises(ModelLoadError, match=f"lacks 1 weights of a Olmo2ForCausalLM.*{name}"):
+    with pytest.raises(ModelLoadError, match=f"lacks 1 weights of a ArceeForCausalLM.*{name}"):
         load(tmp_path)
 
 
 def test_pickled_weights_are_not_read(tmp_path: Path) -> None:
-    hf_model = random_model(OTHERS["OLMo 2"], tmp_path)
+    hf_model = random_model(OTHERS["Arcee"], tmp_path)
     (tmp_path / "model.safetensors").unlink()
     torch.save(hf_model.state_dict(), tmp_path / "pytorch_model.bin")
     with pytest.raises(ModelLoadError, match="take a revision of the model with safetensors"):
@@ -129,15 +129,15 @@ def test_pickled_weights_are_not_read(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 def test_half_precision_runs(dtype: str, tmp_path: Path) -> None:
-    random_model(OTHERS["OLMo 2"], tmp_path)
+    random_model(OTHERS["Arcee"], tmp_path)
     loaded = load(tmp_path, dtype=dtype)
     assert loaded.model.dtype == getattr(torch, dtype)
 
 
 def test_two_models_in_one_process_do_not_mix(tmp_path: Path) -> None:
     shapes = {}
-    for name in ("GPT-2", "OLMo 2"):
+    for name in ("GPT-2", "Arcee"):
         folder = tmp_path / name
         random_model(OTHERS[name], folder)
         shapes[name] = load(folder).config
-    assert (shapes["GPT-2"].num_kv_heads, shapes["OLMo 2"].num_kv_heads) == (6, 2)
+    assert (shapes["GPT-2"].num_kv_heads, shapes["Arcee"].num_kv_heads) == (6, 2)

@@ -61,8 +61,8 @@ def _pair(name: str, folder: Path, num_ranks: int = 2) -> Pair:
 
 @pytest.fixture(
     scope="module",
-    params=["Llama", "Qwen3", "Qwen2, tied"],
-    ids=["llama", "normalised-heads", "biases-and-tied-head"],
+    params=["Llama", "Qwen3", "Qwen2, tied", "GLM-4", "HunYuan dense"],
+    ids=["llama", "normalised-heads", "biases-and-tied-head", "neighbours", "normalised-later"],
 )
 def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Pair:
     return _pair(request.param, tmp_path_factory.mktemp("model"))
@@ -121,8 +121,9 @@ def test_families_compute_the_same_on_two_ranks(name: str, tmp_path: Path) -> No
             "has 3 key/value heads: use a divisor or a multiple of 3",
         ),
         (NATIVE["Llama"], 3, "has 112 inner columns"),
+        (NATIVE["OLMo 2"], 2, "normalises all heads together"),
     ],
-    ids=["experts", "heads", "key-heads", "columns"],
+    ids=["experts", "heads", "key-heads", "columns", "norms-of-all-heads"],
 )
 def test_a_model_that_cannot_be_divided_is_refused(
     config: PreTrainedConfig, num_ranks: int, problem: str

@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors import safe_open
 from torch import Tensor
-from transformers import AutoConfig
+from transformers import AutoConfig, Ernie4_5Config
 
 from batchmill.engine.errors import UnsupportedModelError
 from batchmill.engine.loading.loading import load_model
@@ -22,7 +22,7 @@ from batchmill.engine.models.weights import DecoderWeights
 from batchmill.kernels.ops.grouped_weight import GroupedWeight
 
 from ...model_steps import full_logits, largest_error, make_requests, make_runner
-from .oracle import LLAMA, change_tensors, load, make_model, save
+from .oracle import LLAMA, SMALL, change_tensors, load, make_model, save
 from .test_compressed_tensors import SCHEMES
 from .test_compressed_tensors import write as write_compressed
 from .test_recorded_layouts import AWQ, GPTQ
@@ -74,6 +74,15 @@ def test_integers_of_compressed_tensors_are_kept(name: str, tmp_path: Path) -> N
     error = largest_error(make_runner(loaded.model), requests, want, [40])
     assert 1e-6 < error < 0.1 * want[0].abs().max().item()
     assert loaded.identity != load(tmp_path).identity
+
+
+def test_kept_heads_are_reordered_as_dense_ones(tmp_path: Path) -> None:
+    ernie = Ernie4_5Config(**SMALL, tie_word_embeddings=False)
+    write_compressed(tmp_path, *SCHEMES["int4 in groups"], config=ernie)
+    kept, unpacked = (read(tmp_path, keeps_groups=keeps).layers[1] for keeps in (True, False))
+    assert isinstance(kept.qkv, GroupedWeight)
+    assert isinstance(unpacked.qkv, Tensor)
+    assert torch.equal(kept.qkv.dense(), unpacked.qkv)
 
 
 def test_parts_in_several_formats_are_joined_dense(tmp_path: Path) -> None:
