@@ -32,6 +32,9 @@ from .quantized.scheme import Scheme
 from .stored_names import EMBEDDING, HEAD, SCORE, own_names
 from .weight_cutter import WeightCutter
 
+#: Ends of the names of tensors whose last dimension has gate and up in turns.
+_IN_TURNS = (".experts.gate_up_proj", ".experts.gate_up_proj_bias")
+
 
 def load_weights(
     folder: Path,
@@ -84,6 +87,8 @@ def load_weights(
         if names[name] in missing:
             own = names[name]
             part = value if cutter is None else cutter.cut(own, allocated(value))
+            if isinstance(part, Tensor) and own.endswith(_IN_TURNS):
+                part = part.unflatten(-1, (-1, 2))
             _fill(missing.pop(own), name, part, path, groups)
     if missing:
         raise ModelLoadError(
@@ -193,6 +198,7 @@ def _layer_places(
     yield "input_layernorm.weight", layer.input_norm
     yield f"{names.qk_norms[0]}.weight", layer.q_norm
     yield f"{names.qk_norms[1]}.weight", layer.k_norm
+    yield "self_attn.sinks", layer.sinks
     yield "self_attn.o_proj.weight", allocated(layer.output)
     yield "self_attn.o_proj.bias", layer.output_bias
     yield f"{names.attention_output_norm}.weight", layer.attention_output_norm
@@ -216,12 +222,32 @@ def _dense_places(names: WeightNames, weights: DenseWeights) -> Iterator[tuple[s
     yield from _parts(names.gate_up, "bias", weights.gate_up_bias, sizes)
 
 
-def _expert_places(names: WeightNames, weights: ExpertWeights) -> Iterator[tuple[str, Tensor]]:
-    yield f"{names.mixture}.gate.weight", weights.router
+def _expert_places(
+    names: WeightNames, weights: ExpertWeights
+) -> Iterator[tuple[str, Tensor | None]]:
+    yield f"{names.mixture}.{names.router}.weight", weights.router
+    yield f"{names.mixture}.{names.router}.bias", weights.router_bias
+    if names.joins_experts:
+        yield from _joined_places(f"{names.mixture}.experts", weights)
+        return
     for index, (gate_up, down) in enumerate(zip(weights.gate_up, weights.down, strict=True)):
         parts = (*allocated(gate_up).chunk(2), allocated(down))
         for name, part in zip(names.expert, parts, strict=True):
             yield f"{names.mixture}.experts.{index}.{name}.weight", part
+
+
+def _joined_places(prefix: str, weights: ExpertWeights) -> Iterator[tuple[str, Tensor | None]]:
+    """Yield the places of experts that are stored together; see `WeightNames.joins_experts`."""
+    gate_up, down = weights.gate_up, weights.down
+    assert isinstance(gate_up, Tensor), "allocate_weights has stacked them"
+    assert isinstance(down, Tensor), "allocate_weights has stacked them"
+    # [experts, gate and up, inner, hidden] as [experts, hidden, inner, gate and up].
+    yield f"{prefix}.gate_up_proj", gate_up.unflatten(1, (2, -1)).permute(0, 3, 2, 1)
+    yield f"{prefix}.down_proj", down.transpose(1, 2)
+    if weights.gate_up_bias is not None:
+        bias = weights.gate_up_bias.unflatten(1, (2, -1)).transpose(1, 2)
+        yield f"{prefix}.gate_up_proj_bias", bias
+    yield f"{prefix}.down_proj_bias", weights.down_bias
 
 
 def _parts(

@@ -357,6 +357,7 @@ class DecoderModel:
             self.config.attention_scale,
             window=step.window,
             plan=step.plan,
+            sinks=layer.sinks,
             backend=self._backend,
             k_scale=k_scale,
             v_scale=v_scale,

@@ -32,6 +32,7 @@ class DecoderLayer:
     post_attention_norm: Tensor | None
     feed_forward: FeedForward
     feed_forward_output_norm: Tensor | None
+    sinks: Tensor | None = None
 
     @classmethod
     def build(
@@ -69,6 +70,7 @@ class DecoderLayer:
                 is_fp8=is_fp8,
             ),
             feed_forward_output_norm=weights.feed_forward_output_norm,
+            sinks=weights.sinks,
         )
 
 

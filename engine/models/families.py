@@ -160,6 +160,7 @@ FAMILIES: Mapping[str, Family] = {
     "MixtralForCausalLM": Family(
         mixtures.mixtral, WeightNames(mixture="block_sparse_moe", expert=("w1", "w3", "w2"))
     ),
+    "GptOssForCausalLM": Family(mixtures.gpt_oss, WeightNames(router="router", joins_experts=True)),
     "GemmaForCausalLM": Family(output_normed.gemma),
     "Gemma3ForCausalLM": Family(
         output_normed.gemma3,

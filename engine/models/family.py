@@ -35,6 +35,9 @@ class WeightNames:
     #: Of a mixture: the module that holds router and experts, and an expert's gate, up and down.
     mixture: str = "mlp"
     expert: tuple[str, str, str] = ("gate_proj", "up_proj", "down_proj")
+    router: str = "gate"
+    #: Whether all experts are stored together, transposed, with gate and up in turns.
+    joins_experts: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,14 +10,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from batchmill.kernels.ops.clamped_swiglu import clamped_swiglu
 from batchmill.kernels.ops.dispatch import Backend
 from batchmill.kernels.ops.experts import combine_experts, route_experts
 from batchmill.kernels.ops.fp8_fused import gated_activation_fp8
 from batchmill.kernels.ops.gated_activation import gelu_and_mul, silu_and_mul
 from batchmill.kernels.ops.linear import Linear
-from batchmill.kernels.reference.experts import choose_experts
+from batchmill.kernels.reference.experts import Routing, choose_experts
 
-from .model_config import Activation, ExpertsConfig, ModelConfig
+from .model_config import ExpertsConfig, ModelConfig
 from .weights import DenseWeights, ExpertWeights, Matrix
 
 #: Makes a matrix product from a `Matrix` [out, in] and a bias. Only factories for "int4" get one
@@ -53,7 +54,7 @@ def build_feed_forward(
             replace it.
         is_fp8: `linear` multiplies rows that are quantized already.
     """
-    activate = _activation(config.activation, backend, is_fp8=is_fp8)
+    activate = _activation(config, backend, is_fp8=is_fp8)
     if isinstance(weights, DenseWeights):
         return GatedNetwork(
             linear(weights.gate_up, weights.gate_up_bias),
@@ -63,11 +64,19 @@ def build_feed_forward(
     assert config.experts is not None, "a sparse layer's configuration has experts"
     if is_plain and can_group(weights.gate_up, backend):
         return GroupedExperts(weights, config.experts, activate, backend)
+    none = [None] * config.experts.num_experts
+    parts = zip(
+        weights.gate_up,
+        none if weights.gate_up_bias is None else weights.gate_up_bias,
+        weights.down,
+        none if weights.down_bias is None else weights.down_bias,
+        strict=True,
+    )
     networks = [
-        GatedNetwork(linear(gate_up, None), linear(down, None), activate)
-        for gate_up, down in zip(weights.gate_up, weights.down, strict=True)
+        GatedNetwork(linear(gate_up, gate_up_bias), linear(down, down_bias), activate)
+        for gate_up, gate_up_bias, down, down_bias in parts
     ]
-    return ExpertMixture(weights.router, networks, config.experts)
+    return ExpertMixture(weights.router, networks, config.experts, weights.router_bias)
 
 
 def can_group(weight: Tensor | list[Matrix], backend: Backend) -> bool:
@@ -117,15 +126,23 @@ class ExpertMixture:
     Source: Mixtral of Experts, Jiang et al. 2024, section 2.1.
     """
 
-    def __init__(self, router: Tensor, networks: list[GatedNetwork], config: ExpertsConfig) -> None:
+    def __init__(
+        self,
+        router: Tensor,
+        networks: list[GatedNetwork],
+        config: ExpertsConfig,
+        router_bias: Tensor | None = None,
+    ) -> None:
         """Keep the experts.
 
         Args:
             router: [num_experts, hidden].
             networks: The experts.
             config: How many experts compute a token, and how they are weighted.
+            router_bias: [num_experts], or None.
         """
         self._router = router
+        self._router_bias = router_bias
         self._networks = networks
         self._config = config
 
@@ -134,7 +151,7 @@ class ExpertMixture:
         num_chosen = self._config.num_experts_per_token
         config = self._config
         shares, chosen = choose_experts(
-            F.linear(x, self._router), num_chosen, config.normalise_weights
+            F.linear(x, self._router, self._router_bias), num_chosen, config.normalise_weights
         )
         chosen = chosen.flatten()
         order = chosen.argsort(stable=True)  # expert by expert, tokens in order
@@ -185,15 +202,25 @@ class GroupedExperts:
         assert isinstance(gate_up, Tensor), "can_group has checked this"
         assert isinstance(down, Tensor), "it is stored as gate and up are"
         routing = route_experts(
-            F.linear(x, self._weights.router),
+            F.linear(x, self._weights.router, self._weights.router_bias),
             self._config.num_experts_per_token,
             normalise=self._config.normalise_weights,
             backend=self._backend,
         )
         rows = x.index_select(0, routing.rows)
-        hidden = self._activate_and_mul(multiply(rows, gate_up.transpose(1, 2), offs=routing.ends))
+        wide = multiply(rows, gate_up.transpose(1, 2), offs=routing.ends)
+        hidden = self._activate_and_mul(self._add_bias(wide, self._weights.gate_up_bias, routing))
         computed = multiply(hidden, down.transpose(1, 2), offs=routing.ends)
+        computed = self._add_bias(computed, self._weights.down_bias, routing)
         return combine_experts(computed, routing, backend=self._backend)
+
+    @staticmethod
+    def _add_bias(rows: Tensor, bias: Tensor | None, routing: Routing) -> Tensor:
+        """Add to each row the bias of its expert, without a read on the host."""
+        if bias is None:
+            return rows
+        numbers = torch.arange(len(rows), dtype=torch.int32, device=rows.device)
+        return rows + bias.index_select(0, torch.searchsorted(routing.ends, numbers, right=True))
 
 
 def _grouped_product() -> Callable[..., Tensor] | None:
@@ -202,7 +229,10 @@ def _grouped_product() -> Callable[..., Tensor] | None:
     return found or getattr(torch, "_grouped_mm", None)
 
 
-def _activation(name: Activation, backend: Backend, *, is_fp8: bool) -> Callable[[Tensor], Any]:
+def _activation(config: ModelConfig, backend: Backend, *, is_fp8: bool) -> Callable[[Tensor], Any]:
+    name = config.activation
+    if name == "clamped_swiglu":  # only of mixtures, which fp8 does not compute
+        return partial(clamped_swiglu, alpha=config.gate_alpha, limit=config.gate_limit)
     if is_fp8:
         return partial(gated_activation_fp8, activation=name, backend=backend)
     return partial(_ACTIVATIONS[name], backend=backend)

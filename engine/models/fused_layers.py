@@ -54,6 +54,7 @@ def _is_plain(config: ModelConfig, dtype: torch.dtype) -> bool:
         and config.input_norms
         and not config.qk_norm_spans_heads
         and not config.qk_norm_after_rope
+        and not config.attention_sinks
         and config.residual_scale == 1.0
         and not config.attention_kinds[0].query_growth
         and (not config.norm_offset or dtype == torch.float32)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from .family import HfConfig, layers, same_window
+from .family import HfConfig, layers, same_window, windows_by_type
 from .model_config import ExpertsConfig
 
 
@@ -41,5 +41,26 @@ def mixtral(config: HfConfig) -> dict[str, Any]:
             num_experts_per_token=int(config["num_experts_per_tok"]),
             intermediate_size=int(config["intermediate_size"]),
             normalise_weights=True,
+        ),
+    }
+
+
+def gpt_oss(config: HfConfig) -> dict[str, Any]:
+    """Read gpt-oss: sinks, windows in every other layer, biases everywhere, clamped gates."""
+    bias = bool(config["attention_bias"])
+    return {
+        "layers": layers(config, windows_by_type(config), lambda index: True),
+        "qkv_bias": bias,
+        "output_bias": bias,
+        "attention_sinks": True,
+        "activation": "clamped_swiglu",
+        "gate_alpha": float(config["swiglu_alpha"]),
+        "gate_limit": float(config["swiglu_limit"]),
+        "experts": ExpertsConfig(
+            num_experts=int(config["num_local_experts"]),
+            num_experts_per_token=int(config["num_experts_per_tok"]),
+            intermediate_size=int(config["intermediate_size"]),
+            normalise_weights=True,
+            biases=True,
         ),
     }

@@ -10,7 +10,7 @@ from batchmill.engine.model_shape import ModelShape
 _LATER = "later"
 
 #: Functions of the gate of a feed-forward network.
-Activation = Literal["silu", "gelu_tanh"]
+Activation = Literal["silu", "gelu_tanh", "clamped_swiglu"]
 
 
 def _later(default: Any) -> Any:
@@ -91,8 +91,8 @@ class LayerConfig:
     sparse: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class ExpertsConfig:
+@dataclass(frozen=True, slots=True, repr=False)
+class ExpertsConfig(_Described):
     """The mixture of experts of sparse layers."""
 
     num_experts: int
@@ -102,6 +102,8 @@ class ExpertsConfig:
     intermediate_size: int
     #: Whether the chosen experts' shares are scaled to add up to 1.
     normalise_weights: bool
+    #: Whether router and experts have biases.
+    biases: bool = _later(False)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, repr=False)
@@ -151,6 +153,11 @@ class ModelConfig(_Described, ModelShape):
     residual_scale: float = _later(1.0)
     #: Logits are divided by this.
     logit_divisor: float = _later(1.0)
+    #: Whether each head has a score for nothing, a "sink".
+    attention_sinks: bool = _later(False)
+    #: clamped_swiglu: factor on the gate within the sigmoid, and the limit of gate and up.
+    gate_alpha: float = _later(0.0)
+    gate_limit: float = _later(0.0)
 
     @property
     def has_own_head(self) -> bool:

@@ -56,11 +56,17 @@ class ExpertWeights:
         gate_up: [num_experts, 2 * intermediate, hidden]: gate, then up; a list if some are stored
             as integers.
         down: [num_experts, hidden, intermediate], or a list.
+        router_bias: [num_experts], or None.
+        gate_up_bias: [num_experts, 2 * intermediate], or None.
+        down_bias: [num_experts, hidden], or None.
     """
 
     router: Tensor
     gate_up: Tensor | list[Matrix]
     down: Tensor | list[Matrix]
+    router_bias: Tensor | None = None
+    gate_up_bias: Tensor | None = None
+    down_bias: Tensor | None = None
 
     @property
     def matrices(self) -> list[Matrix]:
@@ -85,6 +91,7 @@ class LayerWeights:
         post_attention_norm: [hidden], before the feed-forward network, or None.
         feed_forward: The feed-forward network.
         feed_forward_output_norm: [hidden], on the output of that network, or None.
+        sinks: [num_heads] float32, each head's score for nothing, or None.
     """
 
     input_norm: Tensor | None
@@ -98,6 +105,7 @@ class LayerWeights:
     post_attention_norm: Tensor | None
     feed_forward: DenseWeights | ExpertWeights
     feed_forward_output_norm: Tensor | None
+    sinks: Tensor | None = None
 
     @property
     def matrices(self) -> list[Matrix]:
@@ -244,6 +252,7 @@ def _allocate_layer(
         post_attention_norm=norm(hidden) if config.input_norms else None,
         feed_forward=_allocate_experts(config, empty) if sparse else _allocate_dense(config, empty),
         feed_forward_output_norm=norm(hidden) if config.output_norms else None,
+        sinks=empty(config.num_heads).float() if config.attention_sinks else None,
     )
 
 
@@ -264,4 +273,9 @@ def _allocate_experts(config: ModelConfig, empty: _Allocate) -> ExpertWeights:
         router=empty(experts.num_experts, hidden),
         gate_up=empty(experts.num_experts, 2 * experts.intermediate_size, hidden),
         down=empty(experts.num_experts, hidden, experts.intermediate_size),
+        router_bias=empty(experts.num_experts) if experts.biases else None,
+        gate_up_bias=empty(experts.num_experts, 2 * experts.intermediate_size)
+        if experts.biases
+        else None,
+        down_bias=empty(experts.num_experts, hidden) if experts.biases else None,
     )

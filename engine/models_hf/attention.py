@@ -76,7 +76,14 @@ class PagedLayer:
         """Attach this to an attention module."""
         object.__setattr__(module, _ATTRIBUTE, self)
 
-    def attend(self, query: Tensor, key: Tensor, value: Tensor, scale: float | None) -> Tensor:
+    def attend(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        scale: float | None,
+        sinks: Tensor | None = None,
+    ) -> Tensor:
         """Store keys and values in the cache and attend over it.
 
         Args:
@@ -84,6 +91,7 @@ class PagedLayer:
             key: [1, num_kv_heads, num_tokens, head_dim].
             value: Shaped like `key`.
             scale: Factor on the scores; None is head_dim ** -0.5.
+            sinks: [num_heads], each head's score for nothing, or None.
 
         Returns:
             [1, num_tokens, num_heads, head_dim].
@@ -111,6 +119,7 @@ class PagedLayer:
             query.shape[-1] ** -0.5 if scale is None else float(scale),
             window=self.window,
             plan=self.step.plan(self.window),
+            sinks=None if sinks is None else sinks.float(),
             k_scale=k_scale,
             v_scale=v_scale,
         )
@@ -128,7 +137,7 @@ def _paged_forward(
 ) -> tuple[Tensor, None]:
     """Implement the attention interface; inspection has checked the other arguments."""
     layer: PagedLayer = getattr(module, _ATTRIBUTE)
-    return layer.attend(query, key, value, scaling), None
+    return layer.attend(query, key, value, scaling, kwargs.get("s_aux")), None
 
 
 def _no_mask(**kwargs: Any) -> Tensor | None:

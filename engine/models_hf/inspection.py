@@ -23,9 +23,11 @@ NUM_TOKENS = 8
 #: Attribute of an attention module that holds the list of recorded calls, during inspection.
 _ATTRIBUTE = "_batchmill_calls"
 #: Arguments of attention that change nothing here: bookkeeping of the model, values that are zero
-#: outside training, and `sliding_window`, which the mask repeats.
+#: outside training, and `sliding_window`, which the mask repeats; and `s_aux`, the sinks, which are
+#: served.
 _HARMLESS = frozenset(
     (
+        "s_aux",
         *("dropout", "position_ids", "position_embeddings", "cache_position", "use_cache"),
         *("past_key_value", "past_key_values", "output_attentions", "output_hidden_states"),
         *("return_dict", "is_causal", "sliding_window", "output_router_logits", "deterministic"),
@@ -139,8 +141,8 @@ def _problem_of_tensors(query: Tensor, key: Tensor, value: Tensor) -> str | None
 
 def _problem_of_extras(kwargs: dict[str, Any]) -> str | None:
     extras = {name: value for name, value in kwargs.items() if value is not None}
-    if "s_aux" in extras:
-        return "its attention has sinks (s_aux)"
+    if "s_aux" in extras and extras["s_aux"].dim() != 1:
+        return f"its attention has sinks of shape {list(extras['s_aux'].shape)}"
     if "softcap" in extras:
         return f"its attention scores are capped (softcap {extras['softcap']})"
     unknown = sorted(set(extras) - _HARMLESS)

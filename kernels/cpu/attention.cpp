@@ -97,7 +97,7 @@ class Worker {
     for (int head = 0; head < task.num_heads; head++)
       for (int row = 0; row < task.num_rows; row++)
         write(task.seq, task.first_row + row, task.first_head + head, sums(head, row),
-              total(head, row));
+              {maxima(head)[row], total(head, row)});
   }
 
   void keep_all(const Task& task, PartialResults& partial) {
@@ -109,8 +109,8 @@ class Worker {
   void write_merged(int index, const Merge& merge, const PartialResults& partial) {
     for (int head = 0; head < op_.num_kv_heads; head++)
       for (int row = 0; row < merge.num_rows; row++) {
-        float total = partial.add_up(index, head, row, sums_);
-        write(merge.seq, merge.first_row + row, head, sums_, total);
+        PartialResults::Sum sum = partial.add_up(index, head, row, sums_);
+        write(merge.seq, merge.first_row + row, head, sums_, sum);
       }
   }
 
@@ -127,10 +127,14 @@ class Worker {
   float total(int head, int row) { return reduce_add(load(totals(head) + row * kLanes)); }
 
   // Writes a row of a sequence, (position, head of the group), to its place in out.
-  void write(int seq, int row, int kv_head, const float* sum, float total) {
+  // The sink of its head joins the total here, once for all of its parts.
+  void write(int seq, int row, int kv_head, const float* sum, PartialResults::Sum of_keys) {
     T* out = static_cast<T*>(op_.out) +
              (op_.cu_seqlens_q[seq] + row / group_) * op_.out_row_stride +
              (kv_head * group_ + row % group_) * op_.out_head_stride;
+    float total = of_keys.total;
+    if (op_.sinks != nullptr)
+      total += std::exp2(op_.sinks[kv_head * group_ + row % group_] * kLog2E - of_keys.maximum);
     float inverse = total == 0.0f ? 0.0f : 1.0f / total;
     each_vector(op_.head_dim,
                 [&](int i, int n) { store_upto(out + i, interleaved<Mul>(sum, i) * inverse, n); });
@@ -304,8 +308,8 @@ BM_EXPORT int bm_paged_attention(void* out, const void* q, const void* k_cache, 
                                  int num_q_heads, int num_kv_heads, int head_dim, int num_blocks,
                                  int block_size, int max_blocks, long table_stride,
                                  long q_row_stride, long q_head_stride, long out_row_stride,
-                                 long out_head_stride, float scale, int window, int dtype,
-                                 int num_threads) {
+                                 long out_head_stride, float scale, int window, const float* sinks,
+                                 int dtype, int num_threads) {
   Attention op{out,
                q,
                k_cache,
@@ -326,6 +330,7 @@ BM_EXPORT int bm_paged_attention(void* out, const void* q, const void* k_cache, 
                out_head_stride,
                scale,
                window,
+               sinks,
                num_threads};
   int invalid = find_invalid_sequence(op, num_tokens, max_blocks);
   if (invalid >= 0) return invalid;

@@ -42,8 +42,12 @@ class PartialResults {
       if (unfinished_[i].fetch_sub(1, std::memory_order_acq_rel) == 1) body(i);
   }
 
-  // Adds up a row's parts in sums[width] and returns its total.
-  float add_up(int merge, int head, int row, float* sums) const {
+  struct Sum {
+    float maximum, total;
+  };
+
+  // Adds up a row's parts in sums[width]; returns its maximum and its total.
+  Sum add_up(int merge, int head, int row, float* sums) const {
     const float* first = at(merge, 0, head, row);
     size_t step = part_size(merges_[merge]);
     float maximum = -INFINITY, total = 0;
@@ -59,7 +63,7 @@ class PartialResults {
       for (int i = 0; i < width_; i += kLanes)
         store(sums + i, load(sums + i) + load(from + 2 + i) * share);
     }
-    return total;
+    return {maximum, total};
   }
 
  private:

@@ -29,7 +29,8 @@ struct Attention {
   int num_seqs, num_q_heads, num_kv_heads, head_dim, num_blocks, block_size;
   long table_stride, q_row_stride, q_head_stride, out_row_stride, out_head_stride;
   float scale;
-  int window;  // 0 = all earlier keys
+  int window;          // 0 = all earlier keys
+  const float* sinks;  // [num_q_heads], or null
   int num_threads;
 
   int group() const { return num_q_heads / num_kv_heads; }

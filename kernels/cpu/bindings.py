@@ -34,6 +34,7 @@ def paged_attention_cpp(
     *,
     window: int | None = None,
     plan: object = None,
+    sinks: Tensor | None = None,
     library: ctypes.CDLL | None = None,
 ) -> Tensor:
     """Compute `paged_attention`; `plan` is not read.
@@ -49,6 +50,8 @@ def paged_attention_cpp(
     _check_contiguous(k_cache=k_cache, v_cache=v_cache)
     _check_contiguous(cu_seqlens_q=cu_seqlens_q, seq_lens=seq_lens)
     _check_rows("block_tables", block_tables, 1)
+    if sinks is not None:
+        _check_contiguous(sinks=sinks)
     num_tokens, num_heads, head_dim = q.shape
     num_blocks, block_size, num_kv_heads, _ = k_cache.shape
     out = torch.empty((num_tokens, num_heads, head_dim), dtype=q.dtype)
@@ -57,7 +60,8 @@ def paged_attention_cpp(
         block_tables.data_ptr(), cu_seqlens_q.data_ptr(), seq_lens.data_ptr(),
         num_tokens, len(seq_lens), num_heads, num_kv_heads, head_dim, num_blocks, block_size,
         block_tables.shape[1], block_tables.stride(0), q.stride(0), head_dim,
-        num_heads * head_dim, head_dim, scale, window or 0, dtype, torch.get_num_threads(),
+        num_heads * head_dim, head_dim, scale, window or 0,
+        None if sinks is None else sinks.data_ptr(), dtype, torch.get_num_threads(),
     )  # fmt: skip
     if invalid >= 0:
         raise ValueError(

@@ -209,7 +209,7 @@ int attend(const BmDecoder& m, const BmLayer& layer, const BmStep& s, const Laye
                          s.cu_seqlens_q, s.seq_lens, s.num_tokens, s.num_seqs, m.num_q_heads,
                          m.num_kv_heads, m.head_dim, m.num_blocks, m.block_size, s.max_blocks,
                          s.table_stride, width, m.head_dim, q_width, m.head_dim, m.scale, m.window,
-                         m.dtype, s.num_threads) >= 0)
+                         nullptr, m.dtype, s.num_threads) >= 0)
     return 2;
   clock.end(kAttention);
   return 0;

@@ -7,7 +7,7 @@
 #include "ops.h"
 #include "vec.h"
 
-BM_EXPORT int bm_abi_version() { return 9; }
+BM_EXPORT int bm_abi_version() { return 10; }
 
 namespace {
 

@@ -17,12 +17,12 @@ from .isa import best_isa
 _log = logging.getLogger(__name__)
 
 #: bm_abi_version() of the sources that the signatures below describe.
-_ABI_VERSION = 9
+_ABI_VERSION = 10
 
 _P, _I, _L, _F = c_void_p, c_int, c_long, c_float
 #: name: (result, arguments), in the order of the C++ sources.
 _SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
-    "bm_paged_attention": (_I, [_P] * 7 + [_I] * 8 + [_L] * 5 + [_F, _I, _I, _I]),
+    "bm_paged_attention": (_I, [_P] * 7 + [_I] * 8 + [_L] * 5 + [_F, _I, _P, _I, _I]),
     "bm_rms_norm": (None, [_P] * 4 + [_I, _I, _L, _F, _I, _I]),
     "bm_silu_and_mul": (None, [_P, _P, _I, _I, _L, _I, _I]),
     "bm_rope": (None, [_P] * 3 + [_I] * 4 + [_L, _I, _I]),

@@ -35,14 +35,15 @@ BM_EXPORT int bm_rope_and_cache(void* qkv, void* k_cache, void* v_cache, const f
                                 int num_kv_heads, int head_dim, int half, long num_slots,
                                 long row_stride, int dtype, int num_threads);
 
+// sinks is [num_q_heads], or null: a score that every query of a head gives to nothing.
 BM_EXPORT int bm_paged_attention(void* out, const void* q, const void* k_cache, const void* v_cache,
                                  const int32_t* block_tables, const int32_t* cu_seqlens_q,
                                  const int32_t* seq_lens, int num_tokens, int num_seqs,
                                  int num_q_heads, int num_kv_heads, int head_dim, int num_blocks,
                                  int block_size, int max_blocks, long table_stride,
                                  long q_row_stride, long q_head_stride, long out_row_stride,
-                                 long out_head_stride, float scale, int window, int dtype,
-                                 int num_threads);
+                                 long out_head_stride, float scale, int window, const float* sinks,
+                                 int dtype, int num_threads);
 
 // Returns the lanes of 4 bytes that a packed weight takes, or 0 if this instruction set does not
 // multiply the dtype or k does not fill whole lanes.

@@ -30,8 +30,10 @@ from .tiles import (
     LOG2_E,
     for_cache,
     load_block_ids,
+    load_sinks,
     load_tile,
     matmul,
+    normaliser,
     softmax_step,
     tile_offsets,
 )
@@ -104,6 +106,7 @@ def decode_attention_kernel(
     num_active_in,
     active_seqs,
     cu_tiles,
+    sinks,  # float32 [NUM_KV_HEADS * GROUP], read if HAS_SINKS
     qk_scale,
     v_scale,
     query_stride,
@@ -113,6 +116,7 @@ def decode_attention_kernel(
     HEAD_DIM: tl.constexpr,
     BLOCK_SIZE: tl.constexpr,
     WINDOW: tl.constexpr,
+    HAS_SINKS: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_D: tl.constexpr,
     TILE: tl.constexpr,
@@ -170,6 +174,9 @@ def decode_attention_kernel(
         )
         acc = acc * v_scale
         if stop - position == tiles:
+            if HAS_SINKS:
+                sink = load_sinks(sinks, kv_head * GROUP + heads, heads < GROUP)
+                acc = acc * normaliser(1.0, lse, sink)[:, None]
             row_out = out + row.to(tl.int64) * (NUM_KV_HEADS * GROUP * HEAD_DIM) + first_head
             tl.store(row_out + group_offsets, acc.to(out.dtype.element_ty), stored)
         else:
@@ -195,10 +202,12 @@ def merge_decode_kernel(
     split_last,  # int32 [programs]
     cu_seqlens_q,  # int32 [num_seqs + 1]
     seq_lens,  # int32 [num_seqs]
+    sinks,  # float32 [NUM_KV_HEADS * GROUP], read if HAS_SINKS
     num_seqs,
     NUM_KV_HEADS: tl.constexpr,
     GROUP: tl.constexpr,
     HEAD_DIM: tl.constexpr,
+    HAS_SINKS: tl.constexpr,
     BLOCK_D: tl.constexpr,
     PASS: tl.constexpr,
 ):
@@ -243,8 +252,13 @@ def merge_decode_kernel(
             weight_sum = weight_sum * shrink + tl.sum(weights, 0)
             highest = new_highest
         target = (pair // NUM_KV_HEADS).to(tl.int64) * (NUM_KV_HEADS * GROUP)
-        target += (pair % NUM_KV_HEADS) * GROUP + head
-        merged = (acc / weight_sum).to(out.dtype.element_ty)
+        head_in_row = (pair % NUM_KV_HEADS) * GROUP + head
+        target += head_in_row
+        if HAS_SINKS:  # once for all parts
+            acc = acc * normaliser(weight_sum, highest, load_sinks(sinks, head_in_row, True))
+        else:
+            acc = acc / weight_sum
+        merged = acc.to(out.dtype.element_ty)
         tl.store(out + target * HEAD_DIM + dims, merged, in_head)
 
 
@@ -262,6 +276,7 @@ def decode_attention(
     plan: DecodePlan,
     tuning: DecodeTuning,
     *,
+    sinks: Tensor | None = None,
     num_programs: int | None = None,
 ) -> None:
     """Write the attention of every sequence that has exactly one query token into `out`.
@@ -282,6 +297,7 @@ def decode_attention(
         v_scale: Value of one unit in the value cache.
         plan: From `plan_decode` on the same lengths.
         tuning: Tile sizes; its tile is the plan's.
+        sinks: [num_heads] float32, see `paged_attention`.
         num_programs: Overrides the programs per multiprocessor x multiprocessors.
     """
     num_kv_heads, head_dim = k_cache.shape[2:]
@@ -293,17 +309,20 @@ def decode_attention(
     _launch_decode_attention(
         (num_programs,),
         (out, *scratch, query, k_cache, v_cache, block_tables, cu_seqlens_q, seq_lens,
-         plan.num_active, plan.active_seqs, plan.cu_tiles),
+         plan.num_active, plan.active_seqs, plan.cu_tiles, query if sinks is None else sinks),
         (scale * k_scale * LOG2_E, v_scale, query.stride(0), block_tables.stride(0)),
         NUM_KV_HEADS=num_kv_heads, GROUP=group, HEAD_DIM=head_dim, BLOCK_SIZE=k_cache.shape[1],
-        WINDOW=plan.sliding_window, BLOCK_M=max(16, next_power_of_2(group)),
-        BLOCK_D=block_d, TILE=plan.tile_tokens, UPCAST=interpreted(decode_attention_kernel),
-        PRECISION=dot_precision(query.dtype), num_warps=tuning.num_warps,
-        num_stages=tuning.num_stages, enable_fp_fusion=True,
+        WINDOW=plan.sliding_window, HAS_SINKS=sinks is not None,
+        BLOCK_M=max(16, next_power_of_2(group)), BLOCK_D=block_d, TILE=plan.tile_tokens,
+        UPCAST=interpreted(decode_attention_kernel), PRECISION=dot_precision(query.dtype),
+        num_warps=tuning.num_warps, num_stages=tuning.num_stages, enable_fp_fusion=True,
     )  # fmt: skip
     _launch_merge_decode(
-        (num_programs, group), (out, *scratch, cu_seqlens_q, seq_lens), (seq_lens.shape[0],),
-        NUM_KV_HEADS=num_kv_heads, GROUP=group, HEAD_DIM=head_dim, BLOCK_D=block_d,
+        (num_programs, group),
+        (out, *scratch, cu_seqlens_q, seq_lens, query if sinks is None else sinks),
+        (seq_lens.shape[0],),
+        NUM_KV_HEADS=num_kv_heads, GROUP=group, HEAD_DIM=head_dim, HAS_SINKS=sinks is not None,
+        BLOCK_D=block_d,
         PASS=_MERGE_PASS, num_warps=2, enable_fp_fusion=True,
     )  # fmt: skip
 

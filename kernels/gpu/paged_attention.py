@@ -63,6 +63,7 @@ def paged_attention_triton(
     *,
     window: int | None = None,
     plan: AttentionPlan | DecodePlan | None = None,
+    sinks: Tensor | None = None,
     k_scale: float = 1.0,
     v_scale: float = 1.0,
     tuning: AttentionTuning | None = None,
@@ -95,9 +96,9 @@ def paged_attention_triton(
         )
     batch = (out, q, k_cache, v_cache, block_tables, cu_seqlens_q, seq_lens)
     scales = (scale, k_scale, v_scale)
-    decode_attention(*batch, *scales, plan, tuning.decode, num_programs=num_programs)
+    decode_attention(*batch, *scales, plan, tuning.decode, sinks=sinks, num_programs=num_programs)
     if not plan.only_decodes:
-        prefill_attention(*batch, *scales, tuning.prefill, sliding_window=window or 0)
+        prefill_attention(*batch, *scales, tuning.prefill, sliding_window=window or 0, sinks=sinks)
     return out
 
 

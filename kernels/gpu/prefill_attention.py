@@ -27,8 +27,10 @@ from .tiles import (
     LOG2_E,
     for_cache,
     load_block_ids,
+    load_sinks,
     load_tile,
     matmul,
+    normaliser,
     softmax_step,
     tile_offsets,
 )
@@ -109,6 +111,7 @@ def prefill_attention_kernel(
     block_tables,  # int32 [num_seqs, max_blocks]
     cu_seqlens_q,  # int32 [num_seqs + 1]
     seq_lens,  # int32 [num_seqs]
+    sinks,  # float32 [NUM_KV_HEADS * GROUP], read if HAS_SINKS
     qk_scale,
     v_scale,
     query_stride,
@@ -119,6 +122,7 @@ def prefill_attention_kernel(
     HEAD_DIM: tl.constexpr,
     BLOCK_SIZE: tl.constexpr,
     WINDOW: tl.constexpr,
+    HAS_SINKS: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_D: tl.constexpr,
     TILE: tl.constexpr,
@@ -175,7 +179,11 @@ def prefill_attention_kernel(
             UPCAST, PRECISION,
         )  # fmt: skip
         # Rows without a query may have seen no key; they are not stored.
-        acc = acc * (v_scale / tl.where(row_sum == 0, 1.0, row_sum))[:, None]
+        if HAS_SINKS:
+            sink = load_sinks(sinks, kv_head * GROUP + rows % GROUP, stored)
+            acc = acc * (v_scale * normaliser(row_sum, row_max, sink))[:, None]
+        else:
+            acc = acc * (v_scale / tl.where(row_sum == 0, 1.0, row_sum))[:, None]
         stride = NUM_KV_HEADS * GROUP * HEAD_DIM
         tl.store(out + tokens[:, None] * stride + in_token, acc.to(out.dtype.element_ty), mask)
 
@@ -194,6 +202,7 @@ def prefill_attention(
     tuning: PrefillTuning,
     *,
     sliding_window: int = 0,
+    sinks: Tensor | None = None,
 ) -> None:
     """Write the attention of every sequence that has two or more query tokens into `out`.
 
@@ -209,13 +218,14 @@ def prefill_attention(
     num_seqs = seq_lens.shape[0]
     _launch_prefill_attention(
         (num_tokens // (tile_rows // group) + num_seqs, num_kv_heads),
-        (out, query, k_cache, v_cache, block_tables, cu_seqlens_q, seq_lens),
+        (out, query, k_cache, v_cache, block_tables, cu_seqlens_q, seq_lens,
+         query if sinks is None else sinks),
         (scale * k_scale * LOG2_E, v_scale, query.stride(0), block_tables.stride(0), num_seqs),
         NUM_KV_HEADS=num_kv_heads, GROUP=group, HEAD_DIM=head_dim, BLOCK_SIZE=k_cache.shape[1],
-        WINDOW=sliding_window, BLOCK_M=tile_rows, BLOCK_D=next_power_of_2(head_dim),
-        TILE=tuning.tile_tokens, UPCAST=interpreted(prefill_attention_kernel),
-        PRECISION=dot_precision(query.dtype), num_warps=tuning.num_warps,
-        num_stages=tuning.num_stages, enable_fp_fusion=True,
+        WINDOW=sliding_window, HAS_SINKS=sinks is not None, BLOCK_M=tile_rows,
+        BLOCK_D=next_power_of_2(head_dim), TILE=tuning.tile_tokens,
+        UPCAST=interpreted(prefill_attention_kernel), PRECISION=dot_precision(query.dtype),
+        num_warps=tuning.num_warps, num_stages=tuning.num_stages, enable_fp_fusion=True,
     )  # fmt: skip
 
 

@@ -96,6 +96,23 @@ def load_tile(
 
 
 @triton.jit
+def load_sinks(sinks, heads, mask):
+    """Load the sinks of heads, scaled as scores are: for powers of two."""
+    return tl.load(sinks + heads, mask, 0.0).to(tl.float32) * 1.4426950408889634
+
+
+@triton.jit
+def normaliser(row_sum, row_max, sink):
+    """Return the factor on sums over keys that makes their weights and the sink's add up to 1.
+
+    The larger exponent becomes 0, so that neither power of two overflows.
+    """
+    top = tl.maximum(row_max, sink)
+    shrink = tl.exp2(row_max - top)
+    return shrink / (row_sum * shrink + tl.exp2(sink - top))
+
+
+@triton.jit
 def matmul(a, b, acc, UPCAST: tl.constexpr, PRECISION: tl.constexpr):
     """Return acc + a @ b in float32; UPCAST is for the interpreter, whose bf16 dot is wrong."""
     if UPCAST:

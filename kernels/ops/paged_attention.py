@@ -45,6 +45,7 @@ def paged_attention(
     *,
     window: int | None = None,
     plan: AttentionPlan | None = None,
+    sinks: Tensor | None = None,
     k_scale: float = 1.0,
     v_scale: float = 1.0,
     backend: Backend = "auto",
@@ -67,6 +68,8 @@ def paged_attention(
         window: A query sees only its last `window` keys, its own included; None sees all.
         plan: The step's `AttentionPlan`, worth passing if several layers share it; if it is None,
             a backend that needs one makes it.
+        sinks: [num_heads] float32: a score that each query of a head gives to nothing, so that the
+            weights of its keys add up to less than 1; None has no such scores.
         k_scale: Value of one unit in a float8 key cache; unused for other dtypes.
         v_scale: The same for values.
         backend: The implementation to use; `auto` takes the fastest.
@@ -78,13 +81,24 @@ def paged_attention(
         ValueError: shapes or dtypes do not match, or the window is less than 1.
     """
     _check(q, k_cache, v_cache, block_tables, cu_seqlens_q, seq_lens, window)
+    _check_sinks(sinks, q)
     batch = (q, k_cache, v_cache, block_tables, cu_seqlens_q, seq_lens, scale)
     if k_cache.dtype == FP8:
         op = "paged_attention (float8 cache)"
         attend_fp8 = select_backend(op, _FP8_BACKENDS, backend, q.device)
-        return attend_fp8(*batch, window=window, plan=plan, k_scale=k_scale, v_scale=v_scale)
+        return attend_fp8(
+            *batch, window=window, plan=plan, sinks=sinks, k_scale=k_scale, v_scale=v_scale
+        )
     attend = select_backend("paged_attention", _BACKENDS, backend, q.device)
-    return attend(*batch, window=window, plan=plan)
+    return attend(*batch, window=window, plan=plan, sinks=sinks)
+
+
+def _check_sinks(sinks: Tensor | None, q: Tensor) -> None:
+    if sinks is not None and (sinks.shape != q.shape[1:2] or sinks.dtype != torch.float32):
+        raise ValueError(
+            f"sinks must be [{q.shape[1]}] torch.float32, one per head of q, got "
+            f"{list(sinks.shape)} {sinks.dtype}"
+        )
 
 
 def _check(

@@ -27,6 +27,7 @@ from batchmill.engine.loading.loading import LoadedModel, load_model  # noqa: E4
 from tests.engine.greedy_checks import PROMPTS, WAYS, greedy_of_transformers  # noqa: E402
 from tests.engine.loading.quantized import test_compressed_tensors as compressed  # noqa: E402
 from tests.engine.loading.quantized import test_fp8_and_fp4 as floats  # noqa: E402
+from tests.engine.loading.quantized import test_mxfp4 as mxfp4  # noqa: E402
 from tests.engine.loading.quantized import test_recorded_layouts as recorded  # noqa: E402
 from tests.engine.loading.quantized.oracle import logits_error  # noqa: E402
 from tests.engine.model_steps import (  # noqa: E402
@@ -111,9 +112,10 @@ may be stored so; a GGUF file is converted once, whatever its format.
 |---|---|---|---|
 {formats}
 
-The logits are those of a tiny Llama in float32, compared with the same model with the dense weights
-that the named package computes; `tests/engine/loading/quantized` has the tests. AutoAWQ's,
-bitsandbytes' and GPTQModel's weights were recorded, the others are made when the tests run.
+The logits are those of a tiny Llama in float32, for `mxfp4` of a tiny gpt-oss, compared with the
+same model with the dense weights that the named package computes; `tests/engine/loading/quantized`
+has the tests. AutoAWQ's, bitsandbytes' and GPTQModel's weights were recorded, the others are made
+when the tests run.
 
 - **compressed-tensors**: the formats `pack-quantized` (1 to 8 bits), `int-quantized`,
   `float-quantized`, `naive-quantized`, `nvfp4-pack-quantized`, `mxfp4-pack-quantized` and
@@ -125,6 +127,7 @@ bitsandbytes' and GPTQModel's weights were recorded, the others are made when th
 - **bitsandbytes**: nf4 and fp4, with or without nested scales, and LLM.int8().
 - **ModelOpt**: `FP8`, `FP8_PER_CHANNEL_PER_TOKEN`, `NVFP4`, `W4A16_NVFP4` and `MIXED_PRECISION` of
   these.
+- **MXFP4**: the experts of gpt-oss, layer by layer; compressed-tensors has it for other models.
 - Settings are read from config.json, else from `quantize_config.json`, `quant_config.json` or
   `hf_quant_config.json`.
 
@@ -179,7 +182,7 @@ another worker continues is sampled as that worker is set.
 
 A model that would be computed wrongly is refused when it is loaded, by name and with the reason:
 
-- weights in another quantized format (`mxfp4` of gpt-oss, `hqq`, `aqlm`, `torchao` and others), or
+- weights in another quantized format (`hqq`, `aqlm`, `torchao` and others), or
   in one of the above for a model that transformers computes; a packed weight that lacks a part or
   does not fit its settings;
 - pickled weights, missing weights, and stored weights that config.json does not describe although
@@ -194,13 +197,13 @@ A model that would be computed wrongly is refused when it is loaded, by name and
   experts, or with a matrix whose size is not a multiple of 16;
 - encoder-decoders, bidirectional attention outside of the encoders above, state-space and other
   recurrent layers;
-- attention with sinks, with capped scores, in chunks, or with values of another size than keys;
+- attention with capped scores, in chunks, or with values of another size than keys;
 - models that do not accept positions, or do not use transformers' attention interface;
 - by the native decoder, RoPE scalings other than default, linear, dynamic, yarn, llama3 and
   longrope.
 
 Tiny models of these families of transformers 5.23 were loaded on 2026-11-30 and refused, by
-`model_type`: `flint`, `gpt_oss`, `granite_swa` and `granitemoe_swa` for sinks; `gemma2` and
+`model_type`: `gemma2` and
 `vaultgemma` for capped scores; `deepseek_v3` and `glm4_moe_lite` for the sizes of their heads;
 `inkling_text` and `inkling2_text` for biases of positions; `llama4_text` for chunks;
 `bailing_hybrid`, `jamba`, `lfm3`, `mamba`, `minimax`, `nemotron_h`, `olmo_hybrid`, `qwen3_next`,
@@ -289,6 +292,7 @@ def compare_formats() -> list[str]:
         writers[recorded.WHAT[name], recorded.METHODS[name], by] = partial(
             recorded.write, name=name
         )
+    writers["mxfp4 of all experts together, as gpt-oss", "mxfp4", "transformers"] = mxfp4.write
     rows = []
     for (name, method, by), write in writers.items():
         with tempfile.TemporaryDirectory() as path:

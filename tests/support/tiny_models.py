@@ -19,7 +19,9 @@ from transformers import (
     Glm4Config,
     GPT2Config,
     GPTNeoXConfig,
+    GptOssConfig,
     GraniteConfig,
+    GraniteSWAConfig,
     HunYuanDenseV1Config,
     LlamaConfig,
     Ministral3Config,
@@ -165,6 +167,23 @@ NATIVE: dict[str, PreTrainedConfig] = {
         norm_topk_prob=False,
         attention_bias=True,
     ),
+    "gpt-oss": GptOssConfig(
+        **SIZES,
+        head_dim=16,
+        sliding_window=9,
+        num_local_experts=5,
+        num_experts_per_tok=2,
+        swiglu_limit=1.5,
+        rope_parameters={
+            "rope_type": "yarn",
+            "rope_theta": 150000.0,
+            "factor": 4.0,
+            "beta_fast": 32.0,
+            "beta_slow": 1.0,
+            "truncate": False,
+            "original_max_position_embeddings": 64,
+        },
+    ),
     "Mixtral": MixtralConfig(**SIZES, num_local_experts=5, num_experts_per_tok=2),
     "Gemma 3 text": Gemma3TextConfig(
         **{**SIZES, "num_hidden_layers": 6},
@@ -236,6 +255,7 @@ OTHERS: dict[str, PreTrainedConfig] = {
     ),
     "Llama, GELU activation": LlamaConfig(**SIZES, hidden_act="gelu"),
     "Arcee": ArceeConfig(**SIZES),
+    "Granite with windows, sinks": GraniteSWAConfig(**SIZES, sliding_window=9),
     "Starcoder 2, sliding window": Starcoder2Config(
         **{key: value for key, value in SIZES.items() if key != "rms_norm_eps"}, sliding_window=9
     ),

@@ -17,6 +17,7 @@ from .compressed_tensors import CompressedTensors
 from .fp8 import Fp8
 from .gptq import Gptq
 from .modelopt import ModelOpt
+from .mxfp4 import Mxfp4
 from .scheme import OTHER_WEIGHTS, Scheme, Settings
 
 #: By `quant_method`.
@@ -31,6 +32,7 @@ FORMATS: Final[Mapping[str, Callable[[Settings], Scheme]]] = {
     "intel/auto-round": auto_round,
     "modelopt": ModelOpt,
     "modelopt_fp4": ModelOpt,
+    "mxfp4": Mxfp4,
 }
 #: Files with settings that packages wrote before config.json had a place for them, and their
 #: `quant_method`.

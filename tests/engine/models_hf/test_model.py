@@ -20,7 +20,6 @@ from ...support.tiny_models import NATIVE, OTHERS, SIZES, VOCAB_SIZE, random_mod
 LLAMA_LIKE = {**SIZES, "pad_token_id": 2}
 GPT_LIKE = {"vocab_size": VOCAB_SIZE, "bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 2}
 BERT_LIKE = {**GPT_LIKE, "hidden_size": 48, "num_hidden_layers": 2, "num_attention_heads": 6}
-EXPERTS = {"num_local_experts": 4, "num_experts_per_tok": 2}
 MLA = {
     "moe_intermediate_size": 16,
     "n_routed_experts": 4,
@@ -33,7 +32,6 @@ MLA = {
     "v_head_dim": 8,
 }
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {
-    "GptOssConfig": ({**LLAMA_LIKE, **EXPERTS, "head_dim": 16}, r"has sinks \(s_aux\)"),
     "Gemma2Config": ({**LLAMA_LIKE, "head_dim": 16}, r"capped \(softcap 50"),
     "Llama4TextConfig": (
         {**LLAMA_LIKE, "head_dim": 16, "num_local_experts": 2, "intermediate_size_mlp": 64},

@@ -60,7 +60,12 @@ class AttentionBatch:
         """Make a sequence begin with another's first blocks."""
         self.block_tables[row, :num_blocks] = self.block_tables[other, :num_blocks]
 
-    def attend(self, library: ctypes.CDLL | None, window: int | None = None) -> Tensor:
+    def attend(
+        self,
+        library: ctypes.CDLL | None,
+        window: int | None = None,
+        sinks: Tensor | None = None,
+    ) -> Tensor:
         """Compute attention by the C++ backend of a library, or of the best one."""
         return paged_attention_cpp(
             self.q,
@@ -71,10 +76,11 @@ class AttentionBatch:
             self.seq_lens,
             self.scale,
             window=window,
+            sinks=sinks,
             library=library,
         )
 
-    def reference(self, window: int | None = None) -> Tensor:
+    def reference(self, window: int | None = None, sinks: Tensor | None = None) -> Tensor:
         """Compute attention by the reference, in float32."""
         return paged_attention(
             self.q.float(),
@@ -85,5 +91,6 @@ class AttentionBatch:
             self.seq_lens,
             self.scale,
             window=window,
+            sinks=sinks,
             backend="reference",
         )

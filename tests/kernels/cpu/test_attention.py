@@ -64,6 +64,21 @@ def test_a_context_split_among_threads_has_the_same_attention(
         assert_near(batch.attend(None), batch.reference())
 
 
+@isas
+@dtypes
+@pytest.mark.parametrize("window", [None, 70])
+def test_sinks_are_counted_once_however_keys_are_divided(
+    isa: Isa, dtype: torch.dtype, window: int | None
+) -> None:
+    sinks = torch.tensor([-1e4, -1.0, 0.0, 1.5, 4.0, 1e4])
+    for lengths in (DECODE, MIXED, [(1, 2000), (2, 700), (1, 3)]):
+        batch = AttentionBatch(lengths, (6, 2, 64), dtype)
+        with threads(2):
+            got = batch.attend(library(isa), window, sinks)
+        assert_near(got, batch.reference(window, sinks))
+        assert got[:, 5].abs().max() == 0
+
+
 #: Per sequence of a batch: the sequence whose first blocks it shares, and their number.
 SHARED = {
     "all, and some more": {1: (0, 9), 2: (0, 9), 3: (0, 20), 4: (0, 9)},

@@ -87,7 +87,7 @@ class Case:
             **options,
         )
 
-    def want(self, *, window: int | None = None) -> Tensor:
+    def want(self, *, window: int | None = None, sinks: Tensor | None = None) -> Tensor:
         return paged_attention(
             self.q.double(),
             self.k_cache.double().nan_to_num(),
@@ -97,6 +97,7 @@ class Case:
             self.seq_lens,
             self.q.shape[-1] ** -0.5,
             window=window,
+            sinks=sinks,
             backend="reference",
         )
 
@@ -182,6 +183,18 @@ def test_head_sizes_block_sizes_and_types_match(
 def test_mixed_prefill_and_decode_match(group: int) -> None:
     case = make_case(MIXED_QUERY_LENS, MIXED_SEQ_LENS, group=group, num_kv_heads=1)
     assert_close(case.run(), case.want())
+
+
+@pytest.mark.parametrize("window", [None, 33])
+@pytest.mark.parametrize("num_programs", [1, 7, 40])
+def test_sinks_are_counted_once_however_keys_are_divided(
+    num_programs: int, window: int | None
+) -> None:
+    sinks = torch.tensor([-1e4, -1.0, 0.0, 1.5, 4.0, 1e4], device=DEVICE)
+    case = make_case(MIXED_QUERY_LENS, MIXED_SEQ_LENS)
+    got = case.run(window=window, num_programs=num_programs, sinks=sinks)
+    assert_close(got, case.want(window=window, sinks=sinks))
+    assert got[:, 5].abs().max() == 0
 
 
 def test_a_chunk_longer_than_several_tiles_matches() -> None:

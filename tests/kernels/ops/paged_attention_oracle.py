@@ -16,6 +16,7 @@ def paged_attention_oracle(
     scale: float,
     *,
     window: int | None = None,
+    sinks: Tensor | None = None,
 ) -> Tensor:
     """Compute `paged_attention` in float64; every backend must agree with it."""
     num_heads, block_size = q.shape[1], k_cache.shape[1]
@@ -33,6 +34,9 @@ def paged_attention_oracle(
             for head in range(num_heads):
                 keys = torch.stack([k_cache[b, o, head // group] for b, o in slots]).double()
                 values = torch.stack([v_cache[b, o, head // group] for b, o in slots]).double()
-                weights = torch.softmax(keys @ q[row, head].double() * scale, dim=0)
+                scores = keys @ q[row, head].double() * scale
+                if sinks is not None:
+                    scores = torch.cat([scores, sinks[head : head + 1].double()])
+                weights = torch.softmax(scores, dim=0)[: len(slots)]
                 out[row, head] = weights @ values
     return out

@@ -66,9 +66,11 @@ def make_case(
     )
 
 
-def assert_matches_oracle(case: Case, *, window: int | None = None) -> None:
-    got = paged_attention(*case.arguments(), window=window, backend="reference")
-    want = paged_attention_oracle(*case.arguments(), window=window)
+def assert_matches_oracle(
+    case: Case, *, window: int | None = None, sinks: Tensor | None = None
+) -> None:
+    got = paged_attention(*case.arguments(), window=window, sinks=sinks, backend="reference")
+    want = paged_attention_oracle(*case.arguments(), window=window, sinks=sinks)
     assert got.dtype == case.q.dtype
     assert got.is_contiguous()
     error = (got.double() - want).abs().max().item()
@@ -170,3 +172,20 @@ def test_a_window_below_one_is_refused() -> None:
     case = make_case([1], [5])
     with pytest.raises(ValueError, match="window is 0"):
         paged_attention(*case.arguments(), window=0)
+
+
+#: Sinks far below, among and far above the scores of keys; the last leaves the keys no weight.
+SINKS = torch.tensor([-1e4, -1.0, 0.0, 1.5, 4.0, 1e4])
+
+
+@pytest.mark.parametrize("window", [None, 9])
+@pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
+def test_sinks_take_a_share_of_the_weights(dtype: torch.dtype, window: int | None) -> None:
+    case = make_case([1, 5, 1, 17, 1], [1, 5, 40, 33, 19], dtype=dtype)
+    assert_matches_oracle(case, window=window, sinks=SINKS.to(dtype).float())
+
+
+def test_sinks_of_another_number_of_heads_are_refused() -> None:
+    case = make_case([1], [3])
+    with pytest.raises(ValueError, match=r"sinks must be \[6\] torch.float32.* got \[2\]"):
+        paged_attention(*case.arguments(), sinks=torch.zeros(2))
