@@ -223,7 +223,7 @@ NATIVE: dict[str, PreTrainedConfig] = {
         },
     ),
     "EXAONE 4, windows and no rotation in some layers": Exaone4Config(
-        **SIZES, head_dim=16, sliding_window=9, layer_types=[_SLIDING, _FULL, _SLIDING]
+        **{**SIZES, "head_dim": 16}, sliding_window=9, layer_types=[_SLIDING, _FULL, _SLIDING]
     ),
     "Phi-3, sliding window": Phi3Config(**SIZES, sliding_window=9),
     "Phi-3, longrope, part of each head rotated": Phi3Config(
