@@ -42,7 +42,9 @@ def read_spellings(decision: Mapping[str, Any]) -> dict[str, Any]:
     reader of the document refuses it.
 
     Args:
-        decision: `state` (SGLang: `input`) and `questions`, a mapping or SGLang's list with ids.
+        decision: `state` (SGLang: `input`) and `questions`, a mapping or SGLang's list with ids. A
+            state that is a list of parts, at least one of them a picture or a sound, is a message
+            of the user.
 
     Raises:
         ContractError: something is given under two names, or an id twice.
@@ -52,6 +54,9 @@ def read_spellings(decision: Mapping[str, Any]) -> dict[str, Any]:
         if "state" in read:
             raise ContractError("input is another name for state: give one of them")
         read["state"] = read.pop("input")
+    state = read.get("state")
+    if _is_parts(state) and _media_types(state):
+        read["state"] = [{"role": "user", "content": state}]
     questions = read.get("questions")
     if isinstance(questions, list | tuple):
         questions = _by_id(questions)
@@ -70,25 +75,35 @@ def check_state(state: Any) -> None:
         state: Of a decision, JSON values.
 
     Raises:
-        ContractError: `unsupported_parameter` for a picture or a sound, or a message has a role
-            that chats do not have.
+        ContractError: `unsupported_parameter` for a picture or a sound where it cannot be seen, or
+            a message has a role that chats do not have.
     """
-    for index, message in enumerate(state if isinstance(state, list) else ()):
-        if not isinstance(message, Mapping) or message.keys() != {"role", "content"}:
-            continue
-        content = message["content"]
-        for part in content if isinstance(content, list) else ():
-            if isinstance(part, Mapping) and part.get("type") in MEDIA_TYPES:
-                raise ContractError(
-                    f"state[{index}].content has a part of type {part['type']}: decisions read "
-                    "text only, so leave pictures and sounds out",
-                    "unsupported_parameter",
-                )
-    for index, message in enumerate(messages_of(state) or ()):
-        if message["role"] not in ROLES:
+    messages = messages_of(state)
+    if messages is None:
+        _check_no_media(state)
+    for index, message in enumerate(messages or ()):
+        role, content = message["role"], message["content"]
+        if role not in ROLES:
             raise ContractError(
-                f"state[{index}].role is {message['role'][:40]!r}: use one of {', '.join(ROLES)}, "
-                "or give the state as text"
+                f"state[{index}].role is {role[:40]!r}: use one of {', '.join(ROLES)}, or give the "
+                "state as text"
+            )
+        if role == "assistant" and _media_types(content):
+            raise ContractError(
+                f"state[{index}] is a message of the assistant, which must not have pictures or "
+                "sounds: put them into one of the user"
+            )
+
+
+def _check_no_media(state: Any) -> None:
+    """Refuse a state that is JSON text, if it is a list that looks like messages with media."""
+    for index, message in enumerate(state if isinstance(state, list) else ()):
+        content = message.get("content") if isinstance(message, Mapping) else None
+        if found := _media_types(content):
+            raise ContractError(
+                f"state[{index}].content has a part of type {min(found)}, and state is not a chat: "
+                "give each message a role and a content that is text or parts, and nothing else",
+                "unsupported_parameter",
             )
 
 
@@ -135,17 +150,44 @@ def text_of(content: Any) -> str:
 
 
 def messages_of(state: Any) -> Sequence[Mapping[str, Any]] | None:
-    """Return the messages of a state that is a chat; None if it is text or other JSON."""
+    """Return the messages of a state that is a chat; None if it is text or other JSON.
+
+    A content is a text, or a list of parts: text, pictures and sounds.
+    """
     if not isinstance(state, list) or not state:
         return None
     is_chat = all(
         isinstance(each, Mapping)
         and each.keys() == {"role", "content"}
         and isinstance(each["role"], str)
-        and isinstance(each["content"], str)
+        and (isinstance(each["content"], str) or _is_parts(each["content"]))
         for each in state
     )
     return state if is_chat else None
+
+
+def _is_parts(content: Any) -> bool:
+    """Whether a content is a list of parts of a chat's message."""
+    if not isinstance(content, list) or not content or _types(content) - {"text", *MEDIA_TYPES}:
+        return False
+    texts = (part for part in content if _type_of(part) == "text")
+    return all(isinstance(part, Mapping) and isinstance(part.get("text"), str) for part in texts)
+
+
+def _media_types(content: Any) -> set[str]:
+    """Return the types of the parts of a content that are pictures or sounds."""
+    return _types(content) & MEDIA_TYPES.keys() if isinstance(content, list) else set()
+
+
+def _types(parts: Sequence[Any]) -> set[str]:
+    """Return the types of the parts of a content; that of anything else is empty."""
+    return set(map(_type_of, parts))
+
+
+def _type_of(part: Any) -> str:
+    """Return the type of a part, which a producer may have read already; else an empty text."""
+    kind = part.get("type") if isinstance(part, Mapping) else getattr(part, "type", None)
+    return kind if isinstance(kind, str) else ""
 
 
 def _by_id(questions: Sequence[Any]) -> dict[str, Any]:

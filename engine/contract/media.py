@@ -98,6 +98,8 @@ class Audio:
 Media = Image | Audio
 #: Types of the parts of a message's content that stand for a medium.
 MEDIA_KINDS: Final = (Image.kind, Audio.kind)
+#: Fields of a job whose plans are computed over media too.
+MEDIA_SECTIONS: Final = frozenset({"decision", "explain"})
 #: Types of parts that bring a medium in any of the forms that producers read, and its kind.
 MEDIA_TYPES: Final[Mapping[str, str]] = {
     "image": "image",

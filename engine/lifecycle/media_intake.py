@@ -16,6 +16,7 @@ from batchmill.engine.media.model import MediaModel
 from batchmill.engine.request.media import MediaItem, PromptMedia, positions_of, salted_item
 from batchmill.engine.request.sampling_params import SamplingParams
 from batchmill.engine.text.chat import Chat
+from batchmill.engine.text.control_tokens import RenderedChat
 
 
 class ExpandedPrompt(NamedTuple):
@@ -61,9 +62,9 @@ class MediaIntake:
             )
         items = [salted_item(self._model.item_of(each), cache_salt) for each in media]
         self._check_length(items)
-        text = self._expanded_text(prompt, items, self._model)
+        expanded = self._expanded(prompt, items, self._model)
         most = self._max_model_len - 1
-        token_ids = self._tokenizer.encode_rendered(text, max_num_tokens=most)
+        token_ids = self._tokenizer.encode_rendered(expanded, max_num_tokens=most)
         return ExpandedPrompt(token_ids, self._prompt_media(token_ids, items, self._model))
 
     def _check_length(self, items: Sequence[MediaItem]) -> None:
@@ -75,9 +76,9 @@ class MediaIntake:
                 "fewer or smaller ones, or raise max_model_len",
             )
 
-    def _expanded_text(self, chat: Chat, items: Sequence[MediaItem], model: MediaModel) -> str:
+    def _expanded(self, chat: Chat, items: Sequence[MediaItem], model: MediaModel) -> RenderedChat:
         rendered = self._tokenizer.render_chat(chat, model_name=self._model_name)
-        parts = rendered.split(model.placeholder)
+        parts = rendered.text.split(model.placeholder)
         if len(parts) <= len(items):
             raise RequestError(
                 "unsupported_parameter",
@@ -88,7 +89,8 @@ class MediaIntake:
         if len(parts) > len(items) + 1:
             raise self._spelled_out(model)
         texts = map(model.text_of, items)
-        return "".join(chain.from_iterable(zip_longest(parts, texts, fillvalue="")))
+        expanded = "".join(chain.from_iterable(zip_longest(parts, texts, fillvalue="")))
+        return rendered._replace(text=expanded)
 
     def _prompt_media(
         self, token_ids: Sequence[int], items: Sequence[MediaItem], model: MediaModel

@@ -6,6 +6,7 @@ from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
+from batchmill.engine.contract.media import Media
 from batchmill.engine.engine import Engine
 from batchmill.engine.lifecycle.intake import Prompt
 from batchmill.engine.lifecycle.pooled_intake import PooledPrompt
@@ -34,6 +35,8 @@ class PlannedRequest:
     resumed_token_ids: ResumedTokens = ()
     #: Steps of priority below the job's.
     priority_below: int = 0
+    #: Of its chat; see `Engine.add_request`.
+    media: Sequence[Media] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +67,9 @@ class PlannedJob:
     #: The job's own input and controls, if it generates as well.
     prompt: Prompt | None = None
     params: SamplingParams | None = None
+    #: Decoded pictures and sounds, one for each part of type image or audio in the job's chat, or
+    #: in the state of its decision.
+    media: Sequence[Media] = ()
     #: State that an earlier attempt has saved; empty without one.
     saved_state: bytes = b""
     #: Takes a state from which another attempt can continue; later ones replace it.

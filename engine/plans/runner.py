@@ -195,7 +195,9 @@ class PlanRunner:
             if request.is_output and not resumed:
                 resumed = resumed_samples(options.resumed_token_ids, request.params.n)
             prompt = cast("Prompt", request.prompt)
-            self._engine.add_request(engine_id, prompt, request.params, resumed, **common)
+            self._engine.add_request(
+                engine_id, prompt, request.params, resumed, media=request.media, **common
+            )
         running.places[engine_id] = place
         self._owners[engine_id] = running
 

@@ -47,6 +47,9 @@ class Chat:
     add_generation_prompt: bool | None = None
     #: Continue the last message, which must be the assistant's.
     continue_final_message: bool | None = False
+    #: Tokenize the control tokens that a content spells out as plain text, so that it cannot end
+    #: its own message.
+    control_tokens_as_text: bool = False
 
     def __post_init__(self) -> None:
         _check_messages(self.messages)

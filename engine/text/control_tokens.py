@@ -4,12 +4,25 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from batchmill.engine.errors import RequestError
 
 #: Characters for private use, of which a text has hardly ever one.
 _MARKS: Final = tuple(chr(code) for code in range(0xE000, 0xE040))
+
+
+class RenderedChat(NamedTuple):
+    """The text that a template makes of a chat."""
+
+    text: str
+    #: Stands inside each control token that a content spells out; None if there is none.
+    mark: str | None = None
+
+    @property
+    def parts(self) -> list[str]:
+        """The parts that are tokenized each by itself."""
+        return [self.text] if self.mark is None else self.text.split(self.mark)
 
 
 def with_marks(
@@ -21,7 +34,7 @@ def with_marks(
     tokens as plain text: a text cannot end its own message.
 
     Args:
-        messages: Messages whose contents are texts.
+        messages: Messages whose contents are texts, or parts of type text, image or audio.
         control_texts: The texts of the model's control tokens.
 
     Returns:
@@ -32,7 +45,7 @@ def with_marks(
     """
     texts = sorted((text for text in control_texts if len(text) > 1), key=len, reverse=True)
     pattern = re.compile("|".join(map(re.escape, texts))) if texts else None
-    contents = [str(message.get("content") or "") for message in messages]
+    contents = [text for message in messages for text in _texts(message.get("content"))]
     if pattern is None or not any(map(pattern.search, contents)):
         return messages, None
     free = (mark for mark in _MARKS if not any(mark in content for content in contents))
@@ -47,7 +60,22 @@ def with_marks(
     def split(content: str) -> str:
         return pattern.sub(lambda found: f"{found[0][0]}{mark}{found[0][1:]}", content)
 
+    def split_all(content: Any) -> Any:
+        if content is None or isinstance(content, str):
+            return content and split(content)
+        return [
+            {**part, "text": split(part["text"])} if part["type"] == "text" else part
+            for part in content
+        ]
+
     return [
-        {**message, "content": split(content)} if message.get("content") else message
-        for message, content in zip(messages, contents, strict=True)
+        {**message, "content": split_all(message["content"])} if "content" in message else message
+        for message in messages
     ], mark
+
+
+def _texts(content: Any) -> list[str]:
+    """Return the texts of a content."""
+    if content is None or isinstance(content, str):
+        return [content or ""]
+    return [part["text"] for part in content if part["type"] == "text"]

@@ -16,7 +16,7 @@ from batchmill.engine.errors import ModelLoadError, RequestError, UnsupportedMod
 
 from .chat import Chat
 from .chat_template import render_chat, template_of
-from .control_tokens import with_marks
+from .control_tokens import RenderedChat, with_marks
 from .response_template import ResponseFormat, UnusableTemplate, read_response_template
 from .token_length import TokenLength, longest_token
 
@@ -173,7 +173,6 @@ class Tokenizer:
         *,
         model_name: str = "this model",
         max_num_tokens: int | None = None,
-        control_tokens_as_text: bool = False,
     ) -> list[int]:
         """Return the token ids of a chat; plain messages end where the next message begins.
 
@@ -181,46 +180,40 @@ class Tokenizer:
             messages: The chat.
             model_name: The model's name in errors.
             max_num_tokens: As in `encode`.
-            control_tokens_as_text: Tokenize the special tokens that a content spells out as plain
-                text, so that it cannot end its own message. Contents must be texts.
 
         Raises:
             RequestError: the model has no chat template, or its template refuses the messages or
                 ignores a part of the chat.
         """
         chat = messages if isinstance(messages, Chat) else Chat(messages=messages)
-        mark = None
-        if control_tokens_as_text:
-            marked, mark = with_marks(chat.messages, self._control_texts)
-            chat = replace(chat, messages=marked)
-        prompt = self.render_chat(chat, model_name=model_name)
-        if mark is None:
-            return self.encode_rendered(prompt, max_num_tokens=max_num_tokens)
-        self._check_length(prompt, max_num_tokens)
-        _check_text(prompt, "a message")
-        return [
-            token_id
-            for part in prompt.split(mark)
-            for token_id in self._encode_without_special(part)
-        ]
+        rendered = self.render_chat(chat, model_name=model_name)
+        return self.encode_rendered(rendered, max_num_tokens=max_num_tokens)
 
-    def render_chat(self, chat: Chat, *, model_name: str = "this model") -> str:
+    def render_chat(self, chat: Chat, *, model_name: str = "this model") -> RenderedChat:
         """Return the text that the model's template makes of a chat.
 
         Raises:
             RequestError: as `apply_chat_template`.
         """
-        return render_chat(self._tokenizer, chat, model_name)
+        mark = None
+        if chat.control_tokens_as_text:
+            marked, mark = with_marks(chat.messages, self._control_texts)
+            chat = replace(chat, messages=marked)
+        return RenderedChat(render_chat(self._tokenizer, chat, model_name), mark)
 
-    def encode_rendered(self, text: str, *, max_num_tokens: int | None = None) -> list[int]:
+    def encode_rendered(
+        self, rendered: RenderedChat, *, max_num_tokens: int | None = None
+    ) -> list[int]:
         """Return the token ids of a rendered chat, whose special tokens the template has written.
 
         Raises:
             RequestError: as `encode`.
         """
-        self._check_length(text, max_num_tokens)
-        _check_text(text, "a message")
-        return self._encode_without_special(text)
+        self._check_length(rendered.text, max_num_tokens)
+        _check_text(rendered.text, "a message")
+        return [
+            token_id for part in rendered.parts for token_id in self._encode_without_special(part)
+        ]
 
     def token_id(self, token: str) -> int | None:
         """Return the id of a token of the vocabulary; None if there is none."""

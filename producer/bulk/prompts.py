@@ -112,7 +112,9 @@ class Prompt:
             raise ValueError("every message of the template is empty for this row")
         return LineKind.CHAT, {"messages": messages}
 
-    def _with_media(self, messages: list[dict[str, Any]], row: Mapping[str, Any]) -> Any:
+    def _with_media(
+        self, messages: list[dict[str, Any]], row: Mapping[str, Any]
+    ) -> list[dict[str, Any]]:
         """Put the pictures and sounds of a row before the text of the last message of the user."""
         parts: list[Any] = []
         for column, kind in self.media.items():
@@ -131,11 +133,12 @@ class Prompt:
             {"role": "user", "content": [*parts, {"type": "text", "text": last["content"]}]},
         ]
 
-    def _state(self, row: Mapping[str, Any]) -> str | list[dict[str, str]]:
+    def _state(self, row: Mapping[str, Any]) -> str | list[dict[str, Any]]:
         role, template = self.messages[0]
         if role is None:
             return template.fill(row)
-        return [{"role": str(role), "content": part.fill(row)} for role, part in self.messages]
+        messages = [{"role": str(role), "content": part.fill(row)} for role, part in self.messages]
+        return self._with_media(messages, row) if self.media else messages
 
 
 def read_prompt(

@@ -6,7 +6,15 @@ import json
 from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Self
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    Field,
+    ModelWrapValidatorHandler,
+    PrivateAttr,
+    model_validator,
+)
 
 from batchmill.engine.contract import decision as contract
 from batchmill.engine.contract.errors import ContractError
@@ -15,6 +23,8 @@ from batchmill.engine.contract.kinds import Kind
 from .chat import TemplateKwargs
 from .field_checks import STRICT, Text, check_depth, check_utf8, optional, validation_error
 from .kinds import KindSection
+from .media_parts import MediaPart
+from .messages import read_content
 
 #: Of an answer's frame in the result, and of each option's name and probability.
 _ANSWER_BYTES = 256
@@ -61,6 +71,25 @@ def _check_criteria(criteria: Any) -> Any:
         for level in criteria:
             _check_content(level)
     return criteria  # the rest depends on the type of the question
+
+
+def _read_state(state: Any) -> tuple[Any, list[MediaPart]]:
+    """Return a state with the parts of its messages in the normal form, and its media."""
+    messages = contract.messages_of(state)
+    if messages is None:
+        return state, []
+    contents = [read_content(message["content"]) for message in messages]
+    parts = (part for content in contents if isinstance(content, list) for part in content)
+    read = [
+        {
+            **message,
+            "content": content
+            if isinstance(content, str)
+            else [part.model_dump() for part in content],
+        }
+        for message, content in zip(messages, contents, strict=True)
+    ]
+    return read, [part for part in parts if isinstance(part, MediaPart)]
 
 
 _JSON = str | dict[str, Any] | list[Any]
@@ -110,7 +139,8 @@ class Decision(KindSection):
     kind: ClassVar[Kind] = Kind.DECIDE
 
     state: Content = Field(repr=False)
-    """What the questions are about: text, messages (`role` and `content`), or other JSON."""
+    """What the questions are about: text, messages (`role` and `content`, which may have pictures
+    and sounds), a list of the parts of one message, or other JSON."""
 
     instructions: Text | None = optional(None, repr=False)
     """Context for all questions, as the system message."""
@@ -142,17 +172,25 @@ class Decision(KindSection):
     chat_template_kwargs: TemplateKwargs = optional({})
     """Further variables of the model's template. `enable_thinking` is false unless it is given."""
 
-    @model_validator(mode="before")
+    _media: list[MediaPart] = PrivateAttr(default_factory=list)
+
+    @model_validator(mode="wrap")
     @classmethod
-    def _read_spellings(cls, data: Any) -> Any:
+    def _read_spellings(cls, data: Any, handler: ModelWrapValidatorHandler[Self]) -> Self:
         if not isinstance(data, dict):
-            return data
+            return handler(data)
         try:
-            return contract.read_spellings(
+            read = contract.read_spellings(
                 {name: value for name, value in data.items() if value is not None}
             )
         except ContractError as refusal:
             raise ValueError(refusal.message) from None
+        media: list[MediaPart] = []
+        if "state" in read:
+            read["state"], media = _read_state(read["state"])
+        decision = handler(read)
+        decision._media = media
+        return decision
 
     @model_validator(mode="after")
     def _check_state(self) -> Self:
@@ -174,6 +212,11 @@ class Decision(KindSection):
                 "on_low_confidence has no effect without min_confidence; give that as well"
             )
         return self
+
+    @property
+    def media(self) -> list[MediaPart]:
+        """The pictures and sounds of the state, in order."""
+        return self._media
 
     @property
     def num_input_bytes(self) -> int:

@@ -22,6 +22,7 @@ from batchmill.engine.contract.limits import (
     MAX_MEDIA,
     MAX_PROMPT_BYTES,
 )
+from batchmill.engine.contract.media import MEDIA_SECTIONS
 from batchmill.engine.contract.reasoning import check_budget
 from batchmill.engine.contract.selection import SELECT
 from batchmill.engine.contract.unsupported import UNSUPPORTED_FIELDS
@@ -46,6 +47,7 @@ from .field_types import (
     WebhookUrl,
 )
 from .kinds import KindSection
+from .media_parts import MediaPart
 from .pooled import Embedding, Scoring
 from .prompt import PromptInput, check_prompt
 from .retry import RetryPolicy
@@ -257,6 +259,11 @@ class GenerationJob(ChatFields, SamplingControls):
         return SECTIONS.get(self.kind)
 
     @property
+    def media(self) -> list[MediaPart]:
+        """Its pictures and sounds, in order."""
+        return super().media if self.section is None else self.section.media
+
+    @property
     def plan(self) -> tuple[str | None, dict[str, Any]]:
         """The field that asks the engine for a plan, and its content; None for text alone."""
         if self.section is not None:
@@ -319,17 +326,19 @@ class GenerationJob(ChatFields, SamplingControls):
         media = self.media
         if len(media) > MAX_MEDIA:
             raise ValueError(
-                f"messages have {len(media)} pictures and sounds, the limit is {MAX_MEDIA}; send "
+                f"there are {len(media)} pictures and sounds, the limit is {MAX_MEDIA}; send "
                 "several jobs"
             )
         name = self.plan[0] if media else None
-        if name is not None:
+        is_attributed = bool(media) and "attribution" in self.explain
+        if is_attributed or (name is not None and name not in MEDIA_SECTIONS):
+            what = "attribution" if is_attributed else name
             raise validation_error(
                 ContractError(
-                    f"{name} is not supported for a chat with pictures or sounds: leave it out",
+                    f"{what} is not supported for a chat with pictures or sounds: leave it out",
                     "unsupported_parameter",
                 ),
-                name,
+                name or "",
             )
         return self
 

@@ -9,6 +9,7 @@ from pydantic import BaseModel
 from batchmill.engine.contract.kinds import Kind
 
 from .field_checks import STRICT
+from .media_parts import MediaPart
 
 
 class KindSection(BaseModel):
@@ -20,6 +21,11 @@ class KindSection(BaseModel):
     model_config = STRICT
 
     kind: ClassVar[Kind]
+
+    @property
+    def media(self) -> list[MediaPart]:
+        """The pictures and sounds of its input, in order."""
+        return []
 
     @property
     def num_input_bytes(self) -> int:

@@ -49,8 +49,12 @@ class TextPart(BaseModel):
 ContentPart = TextPart | MediaPart
 
 
-def _read_content(content: Any) -> Any:
-    """Return parts in the normal form; text parts alone become one text, as in vLLM."""
+def read_content(content: Any) -> Any:
+    """Return parts in the normal form; text parts alone become one text, as in vLLM.
+
+    Raises:
+        ValueError: a part is malformed.
+    """
     if isinstance(content, str):
         return check_utf8(content)  # here, because an error of a union names its members
     if not isinstance(content, list):
@@ -135,7 +139,7 @@ class Message(BaseModel):
     content: Annotated[
         Text | list[ContentPart] | None,
         BeforeValidator(
-            _read_content, json_schema_input_type=str | list[TextPart | MediaPartForms] | None
+            read_content, json_schema_input_type=str | list[TextPart | MediaPartForms] | None
         ),
     ] = Field(default=None, repr=False)
     """Text, or a list of parts: text, pictures and sounds (docs/media.md). Null only in a message

@@ -156,6 +156,7 @@ def _estimated_prompt_tokens(job: GenerationJob) -> int:
     section = job.section
     if section is not None:
         num_prompt_tokens = section.num_input_bytes // _BYTES_PER_TOKEN + 1
+        num_prompt_tokens += len(section.media) * _TOKENS_PER_MEDIUM
     elif job.prompt is not None:
         num_prompt_tokens = _estimated_tokens(job.prompt)
     else:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import httpx2
 import pytest
 import torch
 from openai import OpenAI
@@ -15,6 +16,7 @@ from PIL import Image as PillowImage
 from batchmill.engine.contract.media import Image
 from batchmill.producer import Client
 
+from ..support.media_decisions import PLACEHOLDER, QUESTIONS, Answers, decision_probabilities
 from ..support.pictures import data_url, png
 from ..support.tiny_media_models import save_idefics3
 from .cli.bulk_files import bulk, output_of
@@ -34,15 +36,18 @@ class Model(NamedTuple):
 
     folder: Path
     token_ids: dict[str, list[int]]
+    #: To the questions of a decision.
+    answers: dict[str, Answers]
 
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Model:
     folder = tmp_path_factory.mktemp("tiny-vision")
     tiny = save_idefics3(folder)
-    expected = {}
+    expected, answers = {}, {}
     for color in ("red", "blue"):
         pixels = PillowImage.new("RGB", (40, 30), color).tobytes()
+        answers[color] = decision_probabilities(tiny, PLACEHOLDER, Image(40, 30, pixels))
         inputs = tiny.process(f"user:<image>{QUESTION};assistant:", [Image(40, 30, pixels)])
         generate: Any = tiny.hf_model.generate
         with torch.inference_mode():
@@ -56,7 +61,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Model:
             )
         expected[color] = found[0, inputs["input_ids"].shape[1] :].tolist()
     assert expected["red"] != expected["blue"]
-    return Model(folder, expected)
+    return Model(folder, expected, answers)
 
 
 def picture(color: str) -> bytes:
@@ -96,6 +101,7 @@ def test_every_way_in_gives_the_tokens_of_transformers(
     worker = start("w1")
     with Client(private_mill.url) as client:
         check_ways_in(private_mill, client, model, tmp_path)
+        check_decisions(private_mill, client, model, tmp_path)
     check_counts(private_mill, worker)
 
 
@@ -141,6 +147,46 @@ def check_ways_in(mill: Mill, client: Client, model: Model, tmp_path: Path) -> N
                 assert completion.choices[0].message.content == text
     finally:
         gateway.close()
+
+
+def check_decisions(mill: Mill, client: Client, model: Model, tmp_path: Path) -> None:
+    """Ask typed questions about pictures by client, command, `bulk` and gateway."""
+
+    def check(answers: Mapping[str, Any], color: str) -> None:
+        assert answers.keys() == QUESTIONS.keys()
+        for name, answer in answers.items():
+            expected = model.answers[color][name]
+            assert answer["probabilities"] == pytest.approx(expected, abs=1e-4), (color, name)
+
+    gateway = Gateway(mill.url, tmp_path / "gateway-of-decisions.log")
+    try:
+        for color in model.answers:
+            state = [{"type": "image", "image": picture(color)}]
+            decided = client.decide(state, QUESTIONS, timeout_s=120)
+            check(decided.model_dump()["answers"], color)
+            parts = [{"type": "image_url", "image_url": {"url": data_url(picture(color))}}]
+            state = [{"role": "user", "content": parts}]
+            with httpx2.Client(base_url=gateway.url) as http:
+                body = {"model": "demo", "state": state, "questions": QUESTIONS}
+                reply = http.post("decisions", json=body, timeout=120)
+            assert reply.status_code == 200, reply.text
+            check(reply.json()["answers"], color)
+    finally:
+        gateway.close()
+    questions = tmp_path / "questions.json"
+    questions.write_text(json.dumps(QUESTIONS))
+    photo = tmp_path / "photos" / "red.png"
+    command = ("decide", "--image", str(photo), "--questions", str(questions), "--json")
+    answer = call(*command, "--broker-url", mill.url)
+    assert answer.returncode == 0, answer.stderr
+    check(json.loads(answer.stdout)["decision"]["answers"], "red")
+    found = tmp_path / "decided.jsonl"
+    command = ("--template", "Look.", "--chat", "--decide", str(questions), "-o", str(found))
+    answer = call("bulk", str(photo.parent), *command, "--broker-url", mill.url)
+    assert answer.returncode == 0, answer.stderr
+    lines = [json.loads(line) for line in found.read_text().splitlines()]
+    by_photo = {each["custom_id"]: each["response"]["body"]["answers"] for each in lines}
+    assert by_photo["red.png"]["what"] != by_photo["blue.png"]["what"]
 
 
 def check_counts(mill: Mill, worker: WorkerProcess) -> None:

@@ -14,6 +14,7 @@ from .command_settings import with_setting_flags
 from .decision_options import read_decision_option
 from .errors import usage_error
 from .options import BrokerUrlOption, JsonOption, TimeoutOption, parse_json_option, parse_pairs
+from .prompt_source import media_parts
 from .waiting import wait_notes
 
 if TYPE_CHECKING:
@@ -23,11 +24,24 @@ _EPILOG = (
     "Examples:\n\n"
     '  batchmill decide "I was charged twice." --yes-no "Is a refund requested?"\n\n'
     '  batchmill decide "I was charged twice." --choice topic=billing,praise,shipping\n\n'
+    '  batchmill decide --image photo.jpg --yes-no "Is it night?"\n\n'
     "  batchmill decide --questions questions.json < message.txt --json\n\n"
     "For a file of states see `batchmill bulk --decide`."
 )
 _State = Annotated[
     str | None, typer.Argument(help="The state. Without it, or with -, it is read from stdin.")
+]
+_Image = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--image",
+        metavar="FILE",
+        help="A picture before the state: a file or URL. May be repeated.",
+    ),
+]
+_Audio = Annotated[
+    list[str] | None,
+    typer.Option("--audio", metavar="FILE", help="A sound before the state, in the same way."),
 ]
 _Questions = Annotated[
     str | None,
@@ -68,6 +82,8 @@ def add_decide_command(app: typer.Typer) -> None:
 
 def decide(
     state: _State = None,
+    image: _Image = None,
+    audio: _Audio = None,
     questions: _Questions = None,
     yes_no: _YesNo = None,
     choice: _Choice = None,
@@ -82,7 +98,7 @@ def decide(
     broker_url: BrokerUrlOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Ask a model questions about a text, and print each answer with its probability."""
+    """Ask a model questions about a text or a picture, and print each answer's probability."""
     from batchmill.producer import Client
     from batchmill.producer.job.validation import parse_job
 
@@ -95,7 +111,8 @@ def decide(
         "on_low_confidence": on_low_confidence,
     }
     decision |= {name: value for name, value in options.items() if value is not None}
-    decision |= {"state": _state(state), "questions": asked}
+    media = (*(("image", each) for each in image or ()), *(("audio", each) for each in audio or ()))
+    decision |= {"state": _state(state, media_parts(media)), "questions": asked}
     fields: dict[str, Any] = {
         name: parse_json_option(f"--param {name}", text)
         for name, text in parse_pairs("--param", param).items()
@@ -125,7 +142,11 @@ def print_answers(decision: DecisionResult) -> None:
             print(f"    {answer.text.strip()}")
 
 
-def _state(given: str | None) -> str:
+def _state(given: str | None, media: list[Any]) -> str | list[Any]:
+    """Return the text of the state, or its parts; beside media there may be no text."""
+    if media:
+        text = sys.stdin.read() if given == "-" else given
+        return [*media, {"type": "text", "text": text}] if text else media
     if given is not None and given != "-":
         return given
     if given is None and sys.stdin.isatty():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -45,17 +46,8 @@ class PromptOptions:
 
     def _content(self, text: str) -> str | list[Any]:
         """Return the text of the user's message, after its pictures and sounds."""
-        if not self.media:
-            return text
-        from batchmill.producer.job.media_files import media_part
-
-        parts: list[Any] = []
-        for kind, source in self.media:
-            try:
-                parts.append(media_part(source, kind))
-            except (OSError, ValueError) as error:
-                raise usage_error(f"--{kind} {source}: {_reason(error)}") from None
-        return [*parts, {"type": "text", "text": text}]
+        parts = media_parts(self.media)
+        return [*parts, {"type": "text", "text": text}] if parts else text
 
     def _check_whole_chat(self) -> None:
         if self.prompt is not None:
@@ -84,6 +76,23 @@ class PromptOptions:
             ) from None
         # Editors and echo end a text with a newline, which is not meant as part of the prompt.
         return text.removesuffix("\n")
+
+
+def media_parts(media: Iterable[tuple[str, str]]) -> list[Any]:
+    """Return the parts of a message for pictures and sounds: kind, and file or URL, of each.
+
+    Raises:
+        CommandError: one cannot be read.
+    """
+    from batchmill.producer.job.media_files import media_part
+
+    parts: list[Any] = []
+    for kind, source in media:
+        try:
+            parts.append(media_part(source, kind))
+        except (OSError, ValueError) as error:
+            raise usage_error(f"--{kind} {source}: {_reason(error)}") from None
+    return parts
 
 
 def _reason(error: OSError | ValueError) -> str:

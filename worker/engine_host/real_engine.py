@@ -19,6 +19,7 @@ from batchmill.engine import (
     ToolCall,
 )
 from batchmill.engine.contract.beam_search import BEAM_SEARCH
+from batchmill.engine.contract.media import MEDIA_SECTIONS
 from batchmill.engine.errors import EngineError, RankError, RequestError, is_out_of_memory
 from batchmill.engine.lifecycle.intake import Prompt
 from batchmill.engine.lifecycle.parallel_sampling import resumed_samples
@@ -150,7 +151,7 @@ class RealEngine:
 
     def _add_plan(self, request: AddRequest, section: str) -> None:
         prompt, params = None, None
-        if request.media:
+        if request.media and section not in MEDIA_SECTIONS:
             raise RequestError(
                 "unsupported_parameter",
                 f"{section} is not computed over media: leave out the images and audio, or leave "
@@ -164,6 +165,7 @@ class RealEngine:
             request.section_fields,
             prompt,
             params,
+            request.media,
             request.plan_state,
             partial(self._plan_states.__setitem__, request.request_id),
         )

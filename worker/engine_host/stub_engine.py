@@ -20,6 +20,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from batchmill.engine.contract.decision import messages_of
 from batchmill.engine.contract.media import MEDIA_KINDS, media_kinds
 
 from .hosted_engine import RequestRefused, StepOutput
@@ -330,6 +331,8 @@ def _render(request: AddRequest) -> str:
         RequestRefused: the media do not agree with the placeholders.
     """
     messages = [] if request.chat is None else request.chat["messages"]
+    if request.section == "decision":
+        messages = messages_of(request.section_fields["state"]) or ()
     wanted, given = media_kinds(messages), [each.kind for each in request.media]
     if wanted != given:
         raise RequestRefused(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from batchmill.engine.contract.steering import SteeringSpec
@@ -37,6 +38,8 @@ def engine_request(
 ) -> AddRequest:
     """Return the engine request of a claimed job, resumed from the tokens in its record."""
     section, section_fields = document.plan
+    if document.media and document.decision is not None:
+        section_fields |= {"state": _with_placeholders(section_fields["state"])}
     return AddRequest(
         request_id=request_id(claim),
         prompt=document.prompt,
@@ -111,10 +114,18 @@ def chat_arguments(document: GenerationJob) -> dict[str, Any]:
     """Return the chat fields for the engine, without nulls, which a template might print."""
     fields = document.model_dump(include=_CHAT_FIELDS, exclude_none=True)
     if document.media:
-        for message in fields["messages"]:
-            if isinstance(content := message.get("content"), list):
-                message["content"] = [_placeholder(part) for part in content]
+        fields["messages"] = _with_placeholders(fields["messages"])
     return fields
+
+
+def _with_placeholders(messages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Return messages as the engine gets them: with kinds of media only."""
+    return [
+        {**message, "content": [_placeholder(part) for part in message["content"]]}
+        if isinstance(message.get("content"), list)
+        else dict(message)
+        for message in messages
+    ]
 
 
 def _placeholder(part: dict[str, Any]) -> dict[str, Any]:

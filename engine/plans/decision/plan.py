@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Generator, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any, Final, TypeVar
 
-from batchmill.engine.contract.decision import text_of
+from batchmill.engine.contract.decision import messages_of, text_of
+from batchmill.engine.contract.media import media_kinds
 from batchmill.engine.errors import RequestError
+from batchmill.engine.media.agreement import check_agreement
 from batchmill.engine.plans.plan import Plan, PlannedJob, PlannedRequest, PlanResult
 from batchmill.engine.request.outputs import RequestFailure, RequestOutput
 from batchmill.engine.request.sampling_params import SamplingParams
@@ -35,6 +38,7 @@ def decision_plan(job: PlannedJob) -> Plan:
     The first prompt is read alone. The others find the state in the prefix cache.
     """
     spec = read_decision(job.section)
+    _check_media(job, spec)
     asked = askings(spec)
     readings: list[tuple[Asking, Reading]] = []
     for batch in _batches(asked, spec):
@@ -61,7 +65,7 @@ def check_labels(job: PlannedJob, spec: DecisionSpec, asking: Asking) -> None:
     Raises:
         RequestError: as `read_labels`.
     """
-    prompt = _prompt(job, spec, reading_messages(spec, asking))
+    prompt = _text_token_ids(job, _chat(job, spec, reading_messages(spec, asking)))
     label_token_ids(job.engine.tokenizer, prompt, asking.labels)
 
 
@@ -75,9 +79,10 @@ def read_labels(
     """
     label_ids, requests = [], []
     for spec, asking in asked:
-        prompt = _prompt(job, spec, reading_messages(spec, asking))
-        label_ids.append(label_token_ids(job.engine.tokenizer, prompt, asking.labels))
-        requests.append(PlannedRequest(prompt, _reading_params(label_ids[-1])))
+        chat = _chat(job, spec, reading_messages(spec, asking))
+        token_ids = _text_token_ids(job, chat)
+        label_ids.append(label_token_ids(job.engine.tokenizer, token_ids, asking.labels))
+        requests.append(_request(job, chat, token_ids, _reading_params(label_ids[-1])))
     outputs = yield requests
     return [_reading(ids, output) for ids, output in zip(label_ids, outputs, strict=True)]
 
@@ -100,10 +105,8 @@ def _texts(
     questions = [each for each in spec.questions if each.question_id in names]
     params = SamplingParams(temperature=0, max_tokens=spec.max_tokens)
     for batch in _batches(questions, spec):
-        outputs = yield [
-            PlannedRequest(_prompt(job, spec, writing_messages(spec, each)), params)
-            for each in batch
-        ]
+        chats = [_chat(job, spec, writing_messages(spec, each)) for each in batch]
+        outputs = yield [_request(job, chat, _text_token_ids(job, chat), params) for chat in chats]
         for question, output in zip(batch, outputs, strict=True):
             answers[question.question_id]["text"] = output.text
 
@@ -120,27 +123,49 @@ def _failure(spec: DecisionSpec, answers: Mapping[str, Mapping[str, Any]]) -> Re
     )
 
 
-def _prompt(
-    job: PlannedJob, spec: DecisionSpec, messages: Sequence[Mapping[str, Any]]
-) -> list[int]:
-    tokenizer = job.engine.tokenizer
+def _check_media(job: PlannedJob, spec: DecisionSpec) -> None:
+    """Check media before the template, which may be one of text only, is given any."""
+    messages = messages_of(spec.state) or ()
+    if media_kinds(messages):
+        model_name = Path(job.engine.config.model).name
+        check_agreement(Chat(messages=messages), job.media, job.engine.media_kinds, model_name)
+    elif job.media:
+        raise RequestError(
+            "invalid_request",
+            f"decision has {len(job.media)} media, and its state has no part of type image or "
+            "audio: give the state as messages with such parts",
+        )
+
+
+def _chat(job: PlannedJob, spec: DecisionSpec, messages: Sequence[Mapping[str, Any]]) -> Chat:
     kwargs = dict(spec.template_kwargs)
-    template = tokenizer.chat_template(Chat(messages=messages))
+    template = job.engine.tokenizer.chat_template(Chat(messages=messages))
     if re.search(r"\benable_thinking\b", template):
         kwargs.setdefault("enable_thinking", False)
-    chat = Chat(messages=messages, chat_template_kwargs=kwargs)
+    return Chat(messages=messages, chat_template_kwargs=kwargs, control_tokens_as_text=True)
+
+
+def _text_token_ids(job: PlannedJob, chat: Chat) -> list[int]:
+    """Return the tokens of a chat, each picture or sound as the template writes it."""
     limit = job.engine.config.max_model_len - 1
     try:
-        prompt = tokenizer.apply_chat_template(
-            chat, max_num_tokens=limit, control_tokens_as_text=True
-        )
+        token_ids = job.engine.tokenizer.apply_chat_template(chat, max_num_tokens=limit)
     except RequestError as refusal:
         if refusal.code != TOO_LONG:
             raise
         raise _too_long(f"more than {limit}", limit) from None
-    if len(prompt) > limit:
-        raise _too_long(str(len(prompt)), limit)
-    return prompt
+    if len(token_ids) > limit:
+        raise _too_long(str(len(token_ids)), limit)
+    return token_ids
+
+
+def _request(
+    job: PlannedJob, chat: Chat, text_token_ids: list[int], params: SamplingParams
+) -> PlannedRequest:
+    """Return the request of a prompt; the engine puts features in the place of its media."""
+    if not chat.media_kinds:
+        return PlannedRequest(text_token_ids, params)
+    return PlannedRequest(chat, params, media=job.media)
 
 
 def _too_long(num_tokens: str, limit: int) -> RequestError:

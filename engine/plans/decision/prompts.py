@@ -104,15 +104,29 @@ def _messages(instructions: str | None, state: Any, question: str) -> list[dict[
     if instructions is None:
         return messages
     if messages[0]["role"] == "system":
-        content = f"{instructions}\n\n{messages[0]['content']}"
-        return [{"role": "system", "content": content}, *messages[1:]]
+        content = messages[0]["content"]
+        before = f"{instructions}\n\n"
+        if isinstance(content, str):
+            return [{"role": "system", "content": before + content}, *messages[1:]]
+        parts = [{"type": "text", "text": before}, *content]
+        return [{"role": "system", "content": parts}, *messages[1:]]
     return [{"role": "system", "content": instructions}, *messages]
 
 
 def _with_user_text(chat: Sequence[Mapping[str, Any]], text: str) -> list[dict[str, Any]]:
     """Return a chat that ends with a text of the user; many templates refuse two in a row."""
     messages = [dict(message) for message in chat]
-    if messages[-1]["role"] == "user":
-        messages[-1]["content"] = f"{messages[-1]['content']}\n\n{text}"
-        return messages
-    return [*messages, {"role": "user", "content": text}]
+    if messages[-1]["role"] != "user":
+        return [*messages, {"role": "user", "content": text}]
+    messages[-1]["content"] = _with_text(messages[-1]["content"], f"\n\n{text}")
+    return messages
+
+
+def _with_text(content: str | Sequence[Mapping[str, Any]], text: str) -> Any:
+    """Return a content that goes on with a text."""
+    if isinstance(content, str):
+        return content + text
+    *parts, last = content
+    if last["type"] == "text":
+        return [*parts, {"type": "text", "text": last["text"] + text}]
+    return [*content, {"type": "text", "text": text}]

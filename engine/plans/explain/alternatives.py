@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Final
 
-from batchmill.engine.plans.plan import PlannedRequest
+from batchmill.engine.plans.plan import PlannedJob, PlannedRequest
 from batchmill.engine.request.outputs import RequestOutput
 from batchmill.engine.request.sampling_params import SamplingParams
+from batchmill.engine.text.chat import Chat
 from batchmill.engine.text.tokenizer import Tokenizer
 
 #: Places at which another way is followed, and tokens that each of these ways goes on for.
@@ -22,18 +24,33 @@ def least_certain(facts: Sequence[Mapping[str, Any]]) -> list[int]:
 
 
 def fork_request(
-    output: RequestOutput, place: int, token_id: int, max_model_len: int
+    job: PlannedJob, output: RequestOutput, place: int, token_id: int
 ) -> PlannedRequest | None:
     """Return a request that goes on greedily after another token; None if there is no room.
 
     It shares the blocks of the prompt and of the output up to the place.
     """
-    prompt = [*output.prompt_token_ids, *output.token_ids[:place], token_id]
-    room = max_model_len - len(prompt)
+    known = [*output.token_ids[:place], token_id]
+    room = job.engine.config.max_model_len - len(output.prompt_token_ids) - len(known)
     if room < 1:
         return None
-    params = SamplingParams(temperature=0, max_tokens=min(NUM_TOKENS, room))
-    return PlannedRequest(prompt, params, priority_below=1)
+    num_tokens = min(NUM_TOKENS, room)
+    if not job.media:
+        prompt = [*output.prompt_token_ids, *known]
+        params = SamplingParams(temperature=0, max_tokens=num_tokens)
+        return PlannedRequest(prompt, params, priority_below=1)
+    # Only a chat has places for media, so what is known stands in the output.
+    assert isinstance(job.prompt, Chat)
+    chat = job.prompt
+    if chat.must_call or chat.is_single_call:  # neither holds for another way
+        chat = replace(chat, tool_choice=None, parallel_tool_calls=None)
+    params = SamplingParams(temperature=0, max_tokens=len(known) + num_tokens)
+    return PlannedRequest(chat, params, resumed_token_ids=known, priority_below=1, media=job.media)
+
+
+def following(request: PlannedRequest, output: RequestOutput) -> Sequence[int]:
+    """Return the tokens that a fork found after the other token."""
+    return output.token_ids[len(request.resumed_token_ids) :]
 
 
 def alternative(

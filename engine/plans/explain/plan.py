@@ -6,10 +6,11 @@ from collections.abc import Collection, Generator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+from batchmill.engine.errors import RequestError
 from batchmill.engine.plans.plan import Plan, PlanCounts, PlannedJob, PlannedRequest, PlanResult
 from batchmill.engine.request.outputs import RequestOutput
 
-from .alternatives import alternative, fork_request, least_certain
+from .alternatives import alternative, following, fork_request, least_certain
 from .attribution import attribution
 from .confidence import NUM_TOP, token_facts
 from .meaning import check_can_compare, meanings
@@ -23,10 +24,16 @@ def explain_plan(job: PlannedJob) -> Plan:
     assert job.params is not None
     assert job.prompt is not None
     parts = job.section["parts"]
+    if "attribution" in parts and job.media:
+        raise RequestError(
+            "unsupported_parameter",
+            "attribution leaves out parts of a text, and the job has pictures or sounds: leave "
+            "attribution out",
+        )
     if job.section.get("similarity") is not None:
         check_can_compare(job)
     params = replace(job.params, logprobs=max(job.params.logprobs or 0, NUM_TOP), entropy=True)
-    (output,) = yield [PlannedRequest(job.prompt, params, is_output=True)]
+    (output,) = yield [PlannedRequest(job.prompt, params, is_output=True, media=job.media)]
     counts = PlanCounts()
     section = yield from _counted(_sections(job, output, parts), counts)
     return PlanResult(section | {"usage": _usage(counts)})
@@ -102,14 +109,17 @@ def _alternatives(
     requests: dict[int, PlannedRequest] = {}
     for place in least_certain(facts):
         runner_up = facts[place]["runner_up"]
-        request = fork_request(output, place, runner_up, job.engine.config.max_model_len)
+        request = fork_request(job, output, place, runner_up)
         if runner_up in ends:
             followers[place] = ()
         elif request is not None:
             requests[place] = request
     if requests:
         outputs = yield list(requests.values())
-        followers |= {p: each.token_ids for p, each in zip(requests, outputs, strict=True)}
+        followers |= {
+            place: following(request, each)
+            for (place, request), each in zip(requests.items(), outputs, strict=True)
+        }
     return [
         alternative(job.engine.tokenizer, facts, place, token_ids)
         for place, token_ids in sorted(followers.items())

@@ -25,6 +25,7 @@ def sample_requests(job: PlannedJob, params: SamplingParams) -> list[PlannedRequ
             job.prompt,
             replace(params, temperature=1.0, seed=sample_seed(params.seed or 0, place)),
             priority_below=1,
+            media=job.media,
         )
         for place in range(1, NUM_SAMPLES + 1)
     ]

@@ -11,9 +11,13 @@ from batchmill.producer.errors import JobRejected
 from batchmill.producer.job.document import GenerationJob
 from batchmill.producer.job.validation import parse_document, parse_job
 from batchmill.producer.protocol import keys
+from batchmill.producer.protocol.media import media_id
 from batchmill.producer.settings import ProducerSettings
 from batchmill.producer.store.submission import prepare
 
+from ...support.pictures import data_url
+
+PNG = b"\x89PNG\r\n\x1a\n" + b"p" * 40
 STATE = "I was charged twice and want a refund."
 TEAM = {"type": "choice", "criteria": {"billing": "payments", "shipping": None}}
 OURS = {
@@ -84,9 +88,9 @@ def test_a_list_of_options_has_no_descriptions() -> None:
         (decision(state={"x": float("nan")}), "decision.state: must be JSON: .*float"),
         (
             decision(
-                state=[{"role": "user", "content": [{"type": "image_url", "image_url": "x"}]}]
+                state=[{"role": "user", "name": "Ann", "content": [{"type": "image", "url": "x"}]}]
             ),
-            r"state\[0\].content has a part of type image_url: decisions read text only",
+            r"state\[0\].content has a part of type image, and state is not a chat",
         ),
         (decision(state=[{"role": "judge", "content": "x"}]), r"state\[0\].role is 'judge'"),
         (decision(state={"x": b"y"}), "decision.state: must be JSON: .*bytes"),
@@ -147,3 +151,45 @@ def test_the_queue_counts_every_prompt_and_the_text_that_may_follow() -> None:
     assert more.num_output_tokens == 2 * 2 + 7
     assert plain.num_input_bytes < more.num_input_bytes
     assert plain.num_result_bytes < more.num_result_bytes
+
+
+def test_the_pictures_of_a_state_are_taken_out_of_the_document() -> None:
+    inline = {"type": "image", "image": PNG}
+    spelled = {"type": "image_url", "image_url": {"url": data_url(PNG)}}
+    normal = {"type": "image", "media": media_id(PNG)}
+    text = {"type": "text", "text": "Look."}
+    for given in (inline, spelled, normal):
+        for state in ([given, text], [{"role": "user", "content": [given, text]}]):
+            job = parse_job(decision(state=state))
+            assert job.decision is not None
+            assert job.decision.state == [{"role": "user", "content": [normal, text]}]
+            assert [part.media for part in job.media] == [media_id(PNG)]
+            assert job.media[0].content == (None if given is normal else PNG)
+            again = parse_document(job.model_dump_json(exclude_none=True))
+            assert again == job
+            assert [part.media for part in again.media] == [media_id(PNG)]
+
+
+def test_the_parts_of_texts_in_a_state_are_one_text() -> None:
+    parts = [{"type": "text", "text": "One."}, {"type": "text", "text": "Two."}]
+    job = parse_job(decision(state=[{"role": "user", "content": parts}]))
+    assert job.decision is not None
+    assert job.decision.state == [{"role": "user", "content": "One.\nTwo."}]
+    assert job.media == []
+
+
+@pytest.mark.parametrize(
+    ("state", "message"),
+    [
+        ([{"type": "image", "path": "/etc/passwd"}], "names a path, which is never opened"),
+        ([{"type": "image", "base64": "AAAA"}], "part 0"),
+        (
+            [{"role": "assistant", "content": [{"type": "image", "image": PNG}]}],
+            r"state\[0\] is a message of the assistant",
+        ),
+        ([{"type": "image", "image": PNG}] * 17, "pictures and sounds, the limit is 16"),
+    ],
+)
+def test_pictures_that_cannot_be_seen_are_refused(state: Any, message: str) -> None:
+    with pytest.raises(JobRejected, match=message):
+        prepare(parse_job(decision(state=state)), ProducerSettings())

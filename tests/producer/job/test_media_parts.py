@@ -124,7 +124,7 @@ def test_an_assistant_has_no_pictures() -> None:
 @pytest.mark.parametrize(
     ("name", "value"),
     [
-        pytest.param("explain", ["confidence"], id="explain"),
+        pytest.param("explain", ["attribution"], id="explain"),
         pytest.param("beam_search", {"beam_width": 2}, id="beam_search"),
         pytest.param("select", {"by": "decision", "question": "Is it so?"}, id="select"),
     ],

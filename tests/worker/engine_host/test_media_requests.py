@@ -46,7 +46,7 @@ def test_media_that_do_not_suit_are_refused(engine: RealEngine) -> None:
     with pytest.raises(RequestRefused, match="one medium for each placeholder"):
         engine.add(AddRequest("a", None, CHAT, {"max_tokens": 1}))
     fields = {"state": "s", "questions": {"q": {"type": "yes_no", "instructions": "Is it?"}}}
-    with pytest.raises(RequestRefused, match="decision is not computed over media"):
+    with pytest.raises(RequestRefused, match="its state has no part of type image"):
         engine.add(
             AddRequest("b", None, None, {}, section="decision", section_fields=fields,
                        media=[image(1)])
