@@ -181,8 +181,8 @@ def check_decisions(mill: Mill, client: Client, model: Model, tmp_path: Path) ->
     assert answer.returncode == 0, answer.stderr
     check(json.loads(answer.stdout)["decision"]["answers"], "red")
     found = tmp_path / "decided.jsonl"
-    command = ("--template", "Look.", "--chat", "--decide", str(questions), "-o", str(found))
-    answer = call("bulk", str(photo.parent), *command, "--broker-url", mill.url)
+    options = ("--template", "Look.", "--chat", "--decide", str(questions), "-o", str(found))
+    answer = call("bulk", str(photo.parent), *options, "--broker-url", mill.url)
     assert answer.returncode == 0, answer.stderr
     lines = [json.loads(line) for line in found.read_text().splitlines()]
     by_photo = {each["custom_id"]: each["response"]["body"]["answers"] for each in lines}
