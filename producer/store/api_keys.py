@@ -178,8 +178,6 @@ def level_api_keys(shards: EveryShard) -> int:
 
     A shard that was away when a key was made or revoked gets the change so. Keys are never deleted,
     and a revoked one is never made valid, so this may be done at any time and by several programs.
-    Repeat it while it changes something: a shard may be given a key as valid that is revoked in the
-    others at this moment.
 
     Returns:
         How many keys were changed in shards.
@@ -191,13 +189,11 @@ def level_api_keys(shards: EveryShard) -> int:
             level[field] = key
     num_changed = 0
     for store, part in parts:
-        changed: dict[Any, Any] = {
-            field: key.model_dump_json()
-            for field, key in level.items()
-            if not _is_same(part.get(field), key)
-        }
-        if changed:
-            store.client.hset(keys.API_KEYS, mapping=changed)
+        changed = {field: key for field, key in level.items() if not _is_same(part.get(field), key)}
+        for field, key in changed.items():
+            # A valid key replaces nothing: it may have been revoked since it was read.
+            write = store.client.hset if key.revoked_at_ms is not None else store.client.hsetnx
+            write(keys.API_KEYS, field, key.model_dump_json())
         num_changed += len(changed)
     return num_changed
 
@@ -214,14 +210,37 @@ def _is_same(key: ApiKey | None, other: ApiKey) -> bool:
 
 def revoke_api_key(store: JobStore, key_id: str) -> ApiKey | None:
     """Refuse a key from now on. Return it, or None if there is none with this id."""
-    for field, key in _load(store).items():
-        if key.id == key_id:
-            if key.revoked_at_ms is None:
-                now_ms = time.time_ns() // 1_000_000
-                key = key.model_copy(update={"revoked_at_ms": now_ms})
-                store.client.hset(keys.API_KEYS, field, key.model_dump_json())
-            return key
-    return None
+    found = _find(store, key_id)
+    return None if found is None else _revoke(store, *found)
+
+
+def revoke_in_every_shard(shards: EveryShard, key_id: str) -> list[tuple[str, ApiKey]]:
+    """Refuse a key from now on, also in shards that lack it, which may be given it at any moment.
+
+    Returns:
+        The key in each shard that replied, with the shard's name; empty if none has it.
+    """
+    found = [each for each in shards.each(lambda store: _find(store, key_id)) if each is not None]
+    if not found:
+        return []
+    field, key = found[0]
+    return shards.named(lambda store: _revoke(store, field, key))
+
+
+def _find(store: JobStore, key_id: str) -> tuple[str, ApiKey] | None:
+    """Return the digest and the key of an id."""
+    return next(((field, key) for field, key in _load(store).items() if key.id == key_id), None)
+
+
+def _revoke(store: JobStore, field: str, key: ApiKey) -> ApiKey:
+    """Store a key as revoked, and return it; one that is revoked already stays as it is."""
+    stored_key = store.read(look_up_api_key_by_digest(field)).key
+    if stored_key is not None and stored_key.revoked_at_ms is not None:
+        return stored_key
+    now_ms = time.time_ns() // 1_000_000
+    key = key.model_copy(update={"revoked_at_ms": key.revoked_at_ms or now_ms})
+    store.client.hset(keys.API_KEYS, field, key.model_dump_json())
+    return key
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,8 +16,9 @@ import pytest
 from batchmill.producer import Client
 from batchmill.producer.protocol import keys
 from batchmill.producer.protocol.records import DeadLetterKind
+from batchmill.producer.store import api_keys
 from batchmill.producer.store.adapters import RegisteredAdapter, register_adapter
-from batchmill.producer.store.api_keys import level_api_keys, look_up_api_key
+from batchmill.producer.store.api_keys import ApiKey, level_api_keys, look_up_api_key
 from batchmill.producer.store.every_shard import JobStores
 from batchmill.producer.store.job_store import JobStore
 from batchmill.worker.cli.errors import ExitCode
@@ -207,6 +208,29 @@ def test_a_key_that_was_revoked_while_a_shard_was_away_is_revoked_there_too(pair
     assert pair.stores["b"].read(lookup).valid_key is None
     assert pair.stores["b"].read(look_up_api_key(later["secret"])).valid_key is not None
     assert pair.stores["a"].read(lookup).valid_key is None
+
+
+def test_a_key_that_is_revoked_while_a_shard_lacks_it_stays_revoked(
+    pair: Pair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, made, _ = pair.call("keys", "create", "one", is_b_away=True)
+    read_keys, num_read = api_keys._load, 0
+
+    def revoked_after_both_were_read(store: JobStore) -> dict[str, ApiKey]:
+        nonlocal num_read
+        found = read_keys(store)
+        num_read += 1
+        if num_read == 2:
+            assert pair.call("keys", "revoke", made["id"])[0] == 0
+        return found
+
+    monkeypatch.setattr(api_keys, "_load", revoked_after_both_were_read)
+    stores = JobStores.from_url(pair.url, timeout_s=5, part_limit_s=None)
+    assert level_api_keys(stores.look()) == 1
+    stores.close()
+    known = pair.stores["b"].read(look_up_api_key(made["secret"]))
+    assert known.key is not None
+    assert known.valid_key is None
 
 
 def test_long_changes_are_not_cut_by_the_limit_of_a_look(pair: Pair) -> None:

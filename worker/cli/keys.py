@@ -126,18 +126,18 @@ def revoke(
     as_json: JsonOption = False,
 ) -> None:
     """Refuse an API key from the next request on. Its jobs continue."""
-    from batchmill.producer.store.api_keys import revoke_api_key
+    from batchmill.producer.store.api_keys import revoke_in_every_shard
 
     with _every_shard(broker_url) as shards:
-        parts = shards.named(lambda store: revoke_api_key(store, key_id))
-        key = next((key for _, key in parts if key is not None), None)
-        if key is None:
+        parts = revoke_in_every_shard(shards, key_id)
+        if not parts:
             shards.check()
             raise CommandError(
                 f"API key {key_id!r} does not exist: `batchmill keys list` shows all",
                 code="unknown_api_key",
                 exit_code=ExitCode.NOT_FOUND,
             )
+        _, key = parts[0]
         if as_json:
             print_json(key.model_dump(mode="json") | missing(shards))
         else:
