@@ -5,7 +5,8 @@ from __future__ import annotations
 import signal
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import redis
@@ -165,7 +166,12 @@ class Faults:
 
     def _end_redis(self, number: int) -> Callable[[ActiveFault], bool]:
         def begin(fault: ActiveFault) -> bool:
-            self._servers.signal_primary(number)
+            if number == signal.SIGKILL and self._servers.pid is not None:
+                with self._silent_links():  # it may have confirmed what it has not written yet
+                    self._servers.wait_until_written()
+                    self._servers.signal_primary(number)
+            else:
+                self._servers.signal_primary(number)
             fault.end = self._servers.restart_primary
             return True
 
@@ -186,16 +192,26 @@ class Faults:
     def _kill_primary(self, fault: ActiveFault) -> bool:
         if not self._servers.has_follower():
             return False
-        links = [*self._site.disturbed_links, self._site.observer_link]
-        for link in links:
-            link.hold()  # so that no reply leaves the primary for a write that the replica lacks
-        self._servers.kill_and_promote()
-        self._lead_to_primary()
-        for link in links:
-            link.cut()
-            link.release()
+        with self._silent_links():  # no reply leaves the primary for what the replica lacks
+            self._servers.kill_and_promote()
+            self._lead_to_primary()
         fault.end = self._servers.restart_replica
         return True
+
+    @contextmanager
+    def _silent_links(self) -> Iterator[None]:
+        """Let nothing pass to or from the primary, then cut all connections."""
+        links = [*self._site.disturbed_links, self._site.observer_link]
+        held = [link for link in links if not link.is_held]  # others stay held by their own fault
+        for link in held:
+            link.hold()
+        try:
+            yield
+        finally:
+            for link in links:
+                link.cut()
+            for link in held:
+                link.release()
 
     def _lead_to_primary(self) -> None:
         self._site.links.lead_to(self._servers.url)

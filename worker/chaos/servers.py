@@ -6,8 +6,9 @@ import os
 import signal
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import redis
 
@@ -76,6 +77,14 @@ class ServerPair:
         if self.pid is not None:
             os.kill(self.pid, number)
 
+    def wait_until_written(self) -> None:
+        """Wait until the primary has written all that it has taken to its append-only file.
+
+        With `appendfsync everysec` it replies before that if the disk is slow, and a kill of its
+        process loses up to two seconds. Nothing may write meanwhile.
+        """
+        self._wait_for(self._has_written, "the append-only file")
+
     def restart_primary(self) -> None:
         """Start the primary again, with its data, after it was killed."""
         self._primary.stop()
@@ -136,6 +145,10 @@ class ServerPair:
         is_online = replica.get("state") == "online"
         return bool(is_online and replica["offset"] == state["master_repl_offset"])
 
+    def _has_written(self) -> bool:
+        with redis.Redis.from_url(self.url) as client:
+            return has_written(client.info("persistence"))
+
     def _is_primary(self) -> bool:
         with redis.Redis.from_url(self.url) as client:
             return bool(client.info("replication")["role"] == "master")
@@ -152,6 +165,11 @@ class ServerPair:
             if time.monotonic() > deadline_s:
                 raise BenchFailed(f"waited {_FAILOVER_TIMEOUT_S:g} s for {what}")
             time.sleep(_POLL_S)
+
+
+def has_written(persistence: Mapping[str, Any]) -> bool:
+    """Return whether a server has passed all that it has taken to the operating system."""
+    return not persistence["loading"] and persistence.get("aof_buffer_length") == 0
 
 
 def _free_port() -> int:
