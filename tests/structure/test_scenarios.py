@@ -1,7 +1,8 @@
-"""The page of scenarios has all of them, each with tests that exist."""
+"""The page of scenarios has all of them, each with tests that exist and are always run."""
 
 from __future__ import annotations
 
+import ast
 import re
 from pathlib import Path
 
@@ -27,5 +28,20 @@ def test_the_tests_of_a_scenario_exist(row: list[str]) -> None:
     assert tests
     for test in tests:
         path, _, name = test.partition("::")
-        source = (ROOT / path).read_text()
-        assert not name or re.search(rf"^(async )?def {name}\(", source, re.MULTILINE), test
+        module = ast.parse((ROOT / path).read_text())
+        found = [
+            node
+            for node in module.body
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+            and (node.name == name or (not name and node.name.startswith("test_")))
+        ]
+        assert found, f"{test} does not exist"
+        marks = [ast.unparse(mark) for each in found for mark in each.decorator_list]
+        marks += [ast.unparse(node) for node in module.body if _sets_marks(node)]
+        left_out = [mark for mark in marks if re.search(r"\b(skip|skipif|xfail|nightly)\b", mark)]
+        assert not left_out, f"{test} is not always run: {left_out}"
+
+
+def _sets_marks(node: ast.stmt) -> bool:
+    """Return whether a statement marks all tests of its module."""
+    return isinstance(node, ast.Assign) and "pytestmark" in map(ast.unparse, node.targets)
