@@ -177,7 +177,7 @@ def released_outcome(status: ReleaseStatus, cause: ReleaseCause) -> Outcome:
         why = f"{_RELEASE_REASONS[cause]}; another attempt continues the job"
         return Outcome(JobState.QUEUED, error=(cause.value, why))
     if status is ReleaseStatus.DEAD:
-        message = "the engine died repeatedly while it ran this job alone"
+        message = "the engine died or stood still repeatedly while it ran this job alone"
         return Outcome(JobState.FAILED, error=("attempts_exhausted", message))
     if status is ReleaseStatus.CANCELLED:
         return _stopped_outcome(JobState.CANCELLED)

@@ -131,7 +131,7 @@ end
 local function count_engine_death(id, job)
   local count = redis.call('HINCRBY', job_key(id), job.alone and 'crashes' or 'suspect', 1)
   if job.alone and count >= CRASH_LIMIT then
-    return 'the engine died ' .. count .. ' times while it ran this job alone'
+    return 'the engine died or stood still ' .. count .. ' times while it ran this job alone'
   end
 end
 
