@@ -67,6 +67,10 @@ _STATE_WORDS = (
     *("BUSY", "CLUSTERDOWN", "LOADING", "MASTERDOWN", "MISCONF", "NOAUTH", "NOPERM"),
     *("NOREPLICAS", "NOSCRIPT", "OOM", "READONLY", "TRYAGAIN", "UNKILLABLE"),
 )
+# What redis-py writes before the server's words if the command was one of a pipeline.
+_OF_A_PIPELINE = re.compile(
+    r"\ACommand # \d+ \(.*\) of pipeline caused error: (?:\(['\"])?", re.DOTALL
+)
 
 
 def connect(
@@ -313,4 +317,5 @@ def _num_cancellations() -> int:
 
 def is_server_fault(error: ResponseError) -> bool:
     """Return whether the server's state, which may pass, causes an error, not the stored data."""
-    return isinstance(error, _STATE_ERRORS) or str(error).startswith(_STATE_WORDS)
+    words = _OF_A_PIPELINE.sub("", str(error), count=1)
+    return isinstance(error, _STATE_ERRORS) or words.startswith(_STATE_WORDS)

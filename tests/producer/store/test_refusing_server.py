@@ -21,6 +21,31 @@ _SAID = {
 }
 
 
+#: Those that refuse reads too.
+_NO_READS = ("MASTERDOWN", "BUSY", "NOAUTH", "LOADING")
+
+
+@pytest.mark.parametrize("word", _NO_READS)
+def test_a_read_that_is_refused_is_an_error_of_ours(
+    private_redis_server: RedisServer, word: str
+) -> None:
+    url = private_redis_server.url
+
+    async def read(client: AsyncClient, job_id: str) -> None:
+        await client.job(job_id).status()
+
+    with Client(url, timeout_s=0.8) as client, asyncio.Runner() as runner:
+        async_client = AsyncClient(url, timeout_s=0.8)
+        job = client.submit(prompt="x")
+        runner.run(read(async_client, job.id))
+        with refused(word, private_redis_server):
+            with pytest.raises(BrokerUnavailable):
+                job.status()
+            with pytest.raises(BrokerUnavailable):
+                runner.run(read(async_client, job.id))
+        runner.run(async_client.close())
+
+
 @pytest.mark.parametrize("word", REFUSALS)
 def test_a_client_says_which_refusal_and_serves_when_it_is_over(
     private_redis_server: RedisServer, word: str
