@@ -40,18 +40,18 @@ def check_refusal(lasting_server: RedisServer) -> Iterator[Callable[[str], None]
 
         def respond(request: ReceivedRequest) -> int:
             posted.set()
-            released.wait(60)
+            released.wait(120)
             return 200
 
         with WebhookReceiver(respond) as receiver:
             during = finish_job(store, receiver.url, f"during-{word}")
-            assert posted.wait(60)
+            assert posted.wait(120)
             with refused(word, lasting_server):
                 released.set()  # the outcome of the attempt cannot be written now
                 time.sleep(1)
             after = finish_job(store, receiver.url, f"after-{word}")
             for event_id in (during, after):
-                wait_until(partial(is_delivered, store, event_id), event_id)
+                wait_until(partial(is_delivered, store, event_id), event_id, timeout_s=120)
             sent = {request.headers["webhook-id"] for request in receiver.requests}
         assert sent == {during, after}
         assert process.poll() is None
