@@ -107,7 +107,9 @@ class Engine:
     def identity(self) -> str:
         """Name of weights, tokenizer, dtypes and sampler; engines of one name resume each other."""
         identity = self._loaded.identity
-        return identity if self.config.kv_cache_dtype == "auto" else f"{identity}-kv-fp8"
+        if self.config.kv_cache_dtype == "auto":
+            return identity
+        return f"{identity}-kv-fp8" + ("" if self._loaded.kv_scales is None else "-scaled")
 
     @property
     def dtype(self) -> str:

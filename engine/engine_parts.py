@@ -17,6 +17,7 @@ from batchmill.engine.media.feature_cache import FeatureCache
 from batchmill.engine.memory.kv_cache import KVCache
 from batchmill.engine.models.adapted_layers import lora_sites
 from batchmill.engine.models.decoder import DecoderModel
+from batchmill.engine.models.kv_scales import check_kv_scales
 from batchmill.engine.parallel.model import ParallelModel
 from batchmill.engine.parallel.start import load_parallel
 from batchmill.engine.scheduling.block_pool import BlockPool
@@ -57,6 +58,7 @@ def make_kv_cache(config: EngineConfig, loaded: LoadedModel) -> KVCache:
             another number of ranks.
         RankError: a rank cannot allocate its part.
     """
+    check_kv_scales(config.kv_cache_dtype, loaded.kv_scales)
     model = loaded.model
     feature_bytes = 0 if loaded.media is None else config.media_cache_bytes
     num_ranks = model.num_ranks if isinstance(model, ParallelModel) else 1

@@ -28,17 +28,20 @@ from batchmill.engine.models.fp8_weights import (
     fp8_remedy_bytes,
     layer_bytes,
 )
+from batchmill.engine.models.kv_scales import KvScales
 from batchmill.engine.models.model import Model
 from batchmill.engine.models.model_config import ModelConfig
 from batchmill.engine.models.model_length import check_max_model_len
 from batchmill.engine.models.shard import Shard
 from batchmill.engine.models.split_layers import Ranks, SplitDecoder
+from batchmill.engine.models.weight_files import stored_names
 from batchmill.engine.models.weights import DecoderWeights, weights_bytes
 from batchmill.kernels.ops.fp8_linear import FP8_VERSION
 from batchmill.kernels.ops.int4_linear import INT4_VERSION
 from batchmill.kernels.ops.int8_linear import INT8_VERSION
 
 from .config_check import brief, check_config_file, check_rope_types
+from .kv_scales import read_kv_scales
 from .load_options import LoadOptions
 from .quantized.formats import quantization_settings, read_scheme, scheme_identity
 from .quantized.scheme import Scheme
@@ -97,7 +100,8 @@ def load_computation(
         computation = describe_computation(native_config, options.quantization)
         if stored_as is not None:
             computation += scheme_identity(stored_as)
-        return _load_decoder(folder, native_config, options, scheme), computation
+        scales = read_kv_scales(stored_names(folder), native_config.num_layers, stored_as or {})
+        return _load_decoder(folder, native_config, options, scheme, scales), computation
     options.refuse_ranks("computed by transformers")
     if scheme is not None:
         raise UnsupportedModelError(
@@ -120,20 +124,35 @@ def load_computation(
 
 
 def _load_decoder(
-    folder: Path, config: ModelConfig, options: LoadOptions, scheme: Scheme | None
+    folder: Path,
+    config: ModelConfig,
+    options: LoadOptions,
+    scheme: Scheme | None,
+    kv_scales: KvScales | None,
 ) -> DecoderModel:
     if options.max_model_len is not None:
         check_max_model_len(options.max_model_len, config.max_position_embeddings)
     if options.ranks is not None:
-        return _load_part(folder, config, options, options.ranks, scheme)
+        return _load_part(folder, config, options, options.ranks, scheme, kv_scales)
     weights = read_weights(
         folder, config, options.dtype, options.device, options.quantization, scheme
     )
-    return DecoderModel(config, weights, linear=options.linear, quantization=options.quantization)
+    return DecoderModel(
+        config,
+        weights,
+        linear=options.linear,
+        quantization=options.quantization,
+        kv_scales=kv_scales,
+    )
 
 
 def _load_part(
-    folder: Path, config: ModelConfig, options: LoadOptions, ranks: Ranks, scheme: Scheme | None
+    folder: Path,
+    config: ModelConfig,
+    options: LoadOptions,
+    ranks: Ranks,
+    scheme: Scheme | None,
+    kv_scales: KvScales | None,
 ) -> DecoderModel:
     dtype, device = options.dtype, options.device
     shard = Shard(config, ranks.rank, ranks.num_ranks)
@@ -141,7 +160,9 @@ def _load_part(
     check_weights_fit(num_bytes, dtype, device, free_memory_bytes(device))
     weights = load_weights(folder, shard.weights_config, dtype, device, scheme=scheme, shard=shard)
     split = SplitDecoder(shard, ranks)
-    return DecoderModel(shard.local_config, weights, linear=options.linear, split=split)
+    return DecoderModel(
+        shard.local_config, weights, linear=options.linear, split=split, kv_scales=kv_scales
+    )
 
 
 def describe_computation(config: ModelConfig, quantization: str | None) -> str:

@@ -24,6 +24,7 @@ from batchmill.engine.memory.device_memory import (
 from batchmill.engine.model_shape import ModelShape
 from batchmill.engine.models.decoder import DecoderModel
 from batchmill.engine.models.feed_forward import LinearFactory
+from batchmill.engine.models.kv_scales import KvScales
 from batchmill.engine.models.model import Model
 from batchmill.engine.models.score_head import ScoreHead
 from batchmill.engine.models.split_layers import Ranks
@@ -66,6 +67,8 @@ class LoadedModel:
     pooling: PoolingDefaults = field(default_factory=PoolingDefaults)
     #: Its classification head; None if it has none.
     score_head: ScoreHead | None = None
+    #: Of an eight-bit KV cache, by its checkpoint; None if that has none.
+    kv_scales: KvScales | None = None
     #: Its part for pictures or sounds; None if it takes text only.
     media: MediaModel | None = None
 
@@ -154,6 +157,7 @@ def _load_folder(folder: Path, options: LoadOptions) -> LoadedModel:
         sampling_defaults=sampling_defaults(folder),
         pooling=pooling_defaults(folder),
         score_head=_score_head(model, hf_config),
+        kv_scales=model.kv_scales if isinstance(model, DecoderModel) else None,
         media=media,
     )
 

@@ -31,8 +31,8 @@ class KVCache:
     call `zero_blocks` on its blocks before they are used again.
 
     In eight bits (float8_e4m3fn) a number x of the model is stored as x / scale, clamped to +-448.
-    The scale is 1: keys and values behind norms are far below 448, and numbers below 2**-6 keep an
-    absolute precision of 2**-10.
+    The scale is 1 unless the checkpoint has others: keys and values behind norms are far below 448,
+    and numbers below 2**-6 keep an absolute precision of 2**-10.
 
     Attributes:
         layers: Per layer (keys, values), each [num_blocks, block_size, num_kv_heads, head_dim].

@@ -33,6 +33,7 @@ from .feed_forward import (
 )
 from .fp8_weights import check_fp8_model
 from .fused_layers import FusedLayers, can_fuse
+from .kv_scales import KvScales
 from .model_config import AttentionConfig, ModelConfig
 from .quantized_linears import head_linear, layer_linear
 from .rotary import axis_of_pairs, cos_sin, inverse_frequencies, query_growth
@@ -70,6 +71,7 @@ class DecoderModel:
         backend: Backend = "auto",
         quantization: str | None = None,
         split: SplitDecoder | None = None,
+        kv_scales: KvScales | None = None,
     ) -> None:
         """Build a model from weights.
 
@@ -85,6 +87,7 @@ class DecoderModel:
                 keeps them in their dtype.
             split: The shard that weights and `config` are of, and the other ranks; None computes
                 the whole model.
+            kv_scales: Of an eight-bit KV cache; None is the cache's own.
 
         Raises:
             ValueError: both `linear` and `quantization` are given, or `backend` does not multiply
@@ -99,6 +102,7 @@ class DecoderModel:
         if quantization == "fp8":
             check_fp8_model(config)
         self.config = config
+        self.kv_scales = kv_scales
         self.dtype, self.device = weights.embedding.dtype, weights.embedding.device
         self._backend = backend
         self._is_fp8 = quantization == "fp8"
@@ -254,7 +258,7 @@ class DecoderModel:
         x = None
         for index, layer in enumerate(layers):
             normed = self._add_and_norm(x, residual, layer.input_norm)
-            x = self._attend(layer, normed, kv_cache.layers[index], kv_cache, inputs, steps)
+            x = self._attend(index, layer, normed, kv_cache, inputs, steps)
             if layer is layers[-1] and not inputs.samples_every_row:
                 # After the last attention rows are independent, and only these lead to a token.
                 x = x.index_select(0, inputs.sample_rows)
@@ -319,18 +323,24 @@ class DecoderModel:
             growth = query_growth(inputs.positions, kind)[:, None, None]
         return _AttentionStep(kind.window, cos, sin, plan, growth)
 
+    def _kv_scales_of(self, index: int, kv_cache: KVCache) -> tuple[float, float]:
+        """Return a layer's factors from eight-bit keys and values; other caches ignore them."""
+        if self.kv_scales is None or not self.kv_scales.keys:
+            return kv_cache.k_scale, kv_cache.v_scale
+        return self.kv_scales.keys[index], self.kv_scales.values[index]
+
     def _attend(
         self,
+        index: int,
         layer: DecoderLayer,
         x: Tensor | Fp8Rows,
-        layer_cache: tuple[Tensor, Tensor],
         kv_cache: KVCache,
         inputs: StepInputs,
         steps: list[_AttentionStep],
     ) -> Tensor:
         """Compute one layer's attention, [num_tokens, hidden] from [num_tokens, hidden]."""
-        step, (k_cache, v_cache) = steps[layer.attention_kind], layer_cache
-        k_scale, v_scale = kv_cache.k_scale, kv_cache.v_scale
+        step, (k_cache, v_cache) = steps[layer.attention_kind], kv_cache.layers[index]
+        k_scale, v_scale = self._kv_scales_of(index, kv_cache)
         qkv, norms = layer.qkv(x), layer.head_norms
         norms.normalise_all(qkv, self.config.rms_norm_eps, self._backend)
         queries = rope_and_cache(

@@ -104,8 +104,11 @@ to the dtype; then they are computed as others are, and `BATCHMILL_QUANTIZATION`
 again; `int4` keeps integers of 4 bits packed. Otherwise they need the memory of dense weights, and
 that of one weight more while they are read.
 Settings may differ between layers, and layers may be dense (`ignore`, `modules_to_not_convert`).
-Activations and the KV cache stay in the dtype: scales for them are ignored. The settings are part
-of a model's identity, so a job resumes only with the same ones. Only the native decoder's models
+Activations stay in the dtype: scales for them are ignored. So does the KV cache; with
+`BATCHMILL_KV_CACHE_DTYPE=fp8` it uses the scales of a checkpoint that has one for the keys and one
+for the values of each layer, and others (for each head, with zero points, of another format) are
+refused by name. The settings are part of a model's identity, so a job resumes only with the same
+ones. Only the native decoder's models
 may be stored so; a GGUF file is converted once, whatever its format.
 
 | stored as | `quant_method` | dense weights by | logits differ by |
