@@ -16,7 +16,17 @@ from pathlib import Path
 from batchmill.producer import AsyncClient, Client, new_secret
 from batchmill.producer.store.job_store import JobStore
 
-from .processes import CLI, STUB, accepts, free_port, process, ready_worker, run, wait_until
+from .processes import (
+    CLI,
+    DEADLINE_S,
+    STUB,
+    accepts,
+    free_port,
+    process,
+    ready_worker,
+    run,
+    wait_until,
+)
 
 
 def check_every_program(given: str | Mapping[str, str], folder: Path) -> None:
@@ -51,12 +61,12 @@ def check_every_program(given: str | Mapping[str, str], folder: Path) -> None:
             stack.enter_context(process(*CLI, *words, environment=its_own, log=log))
 
         with Client(url) as client:
-            assert client.submit("Once", max_tokens=4).result(timeout_s=60).text
+            assert client.submit("Once", max_tokens=4).result(timeout_s=DEADLINE_S).text
 
         async def stream() -> str:
             async with AsyncClient(url) as client:
                 job = await client.submit("Once", max_tokens=4)
-                return "".join([piece.text async for piece in job.stream(timeout_s=60)])
+                return "".join([piece.text async for piece in job.stream(timeout_s=DEADLINE_S)])
 
         assert asyncio.run(stream())
         assert run(*CLI, "submit", "Once", "--raw", "--wait", environment=environment).strip()
@@ -64,7 +74,9 @@ def check_every_program(given: str | Mapping[str, str], folder: Path) -> None:
 
             def is_ready(service: str = service) -> bool:
                 command = [sys.executable, *CLI, "healthcheck", service, "--ready"]
-                done = subprocess.run(command, env={**os.environ, **environment}, timeout=60)
+                done = subprocess.run(
+                    command, env={**os.environ, **environment}, timeout=DEADLINE_S
+                )
                 return done.returncode == 0
 
             wait_until(is_ready, f"the {service} becoming ready")
@@ -80,5 +92,5 @@ def check_every_program(given: str | Mapping[str, str], folder: Path) -> None:
 
 
 def get(url: str) -> str:
-    with urllib.request.urlopen(url, timeout=60) as response:
+    with urllib.request.urlopen(url, timeout=DEADLINE_S) as response:
         return str(response.read().decode())
