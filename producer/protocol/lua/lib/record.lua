@@ -160,6 +160,7 @@ local function may_write_output(job, fence, identity)
 end
 
 -- Forget the saved state of a job's plan.
+-- @rare
 local function discard_plan(id) redis.call('HDEL', job_key(id), 'plan_state', 'plan_identity') end
 
 -- Extend leases: `entries` lists their ends and the ids of their jobs in turn.
