@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from .doctor_findings import Finding, Level
+from .media_shortage import describe_shortage, models_without_decoders
 
 if TYPE_CHECKING:
     from redis import Redis
@@ -116,10 +117,14 @@ def _examine_workers(client: Redis, name: str) -> Iterable[Finding]:
     from batchmill.producer.install_hint import install_command
     from batchmill.producer.store.job_store import JobStore
 
-    for worker in JobStore(client).list_workers():
+    found_workers = JobStore(client).list_workers()
+    workers = name.replace("broker", "worker")
+    for model in models_without_decoders(found_workers):
+        remedy = "jobs with pictures or sounds wait until then, or until their deadline"
+        yield Finding(f"{workers}s of {model}", Level.WARNING, describe_shortage(model), remedy)
+    for worker in found_workers:
         for extra in worker.lacks:
             found = f"{worker.name} leaves jobs to others: it lacks the extra {extra}"
-            workers = name.replace("broker", "worker")
             yield Finding(workers, Level.WARNING, found, f"install it: {install_command(extra)}")
 
 

@@ -19,6 +19,7 @@ from .broker_connection import (
 )
 from .errors import usage_error
 from .left_jobs import describe_left_job
+from .media_shortage import describe_shortage
 from .options import BrokerUrlOption, IntervalOption, JsonOption
 from .pauses import pause_of_job
 from .status_watch import StatusWatch
@@ -67,7 +68,7 @@ def _show_job(job_id: str, broker_url: str | None, *, as_json: bool) -> None:
         left = describe_left_job(store, job_id)
     if as_json:
         paused = None if pause is None else asdict(pause)
-        print_json(job.model_dump(mode="json") | {"pause": paused})
+        print_json(job.model_dump(mode="json") | {"pause": paused, "waits": left})
         return
     rows: list[tuple[str, object]] = [
         ("state", f"{job.state.value}{' (cancelling)' if job.cancelling else ''}"),
@@ -105,6 +106,8 @@ def _show_store(broker_url: str | None, *, as_json: bool) -> None:
             print_table(*parts)
         if not status.workers:
             print("none; start one with `batchmill worker`, or everything with `batchmill up`")
+        for model in status.without_decoders:
+            print(f"\n{describe_shortage(model)}; jobs with any wait until then")
 
 
 def _watch_store(broker_url: str | None, interval_s: float, *, as_json: bool) -> None:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from batchmill.worker.terminal import format_duration, format_time_ms
 
+from .media_shortage import models_without_decoders
 from .pauses import pause_table
 
 if TYPE_CHECKING:
@@ -77,6 +78,11 @@ class StoreStatus:
         return {queue for worker in self.workers for queue in worker.queues}
 
     @property
+    def without_decoders(self) -> list[str]:
+        """Models whose jobs may have pictures or sounds that none of their workers can decode."""
+        return models_without_decoders(self.workers)
+
+    @property
     def tokens_per_s(self) -> float:
         """Tokens that all workers together generated per second, lately."""
         return sum(_number(worker, "tokens_per_s") or 0.0 for worker in self.workers)
@@ -92,6 +98,7 @@ class StoreStatus:
             "queues": [asdict(depth) | {"served": depth.queue in served} for depth in self.queues],
             "workers": [asdict(worker) | {"kv_use": kv_use(worker)} for worker in self.workers],
             "models": [asdict(each) for each in self.models],
+            "models_without_decoders": self.without_decoders,
             "pauses": [asdict(pause) for pause in self.pauses],
         }
 
