@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import tempfile
 from collections.abc import Callable
@@ -33,8 +34,7 @@ def store_version(
     """
     target = folder / digest
     try:
-        if _has_content(target, digest, digest_of):
-            target.touch()  # it is as new as one that is written now: no command deletes it yet
+        if _has_content(target, digest, digest_of) and _renew(target):
             return target
         folder.mkdir(parents=True, exist_ok=True)
         room = Path(tempfile.mkdtemp(prefix=".adding-", dir=folder))
@@ -63,6 +63,15 @@ def _has_content(target: Path, digest: str, digest_of: DigestOf) -> bool:
         return False
 
 
+def _renew(target: Path) -> bool:
+    """Make a version as new as one that is written now; return False if it was just deleted."""
+    try:
+        os.utime(target)
+    except FileNotFoundError:
+        return False
+    return True
+
+
 def _put(draft: Path, target: Path, digest: str, digest_of: DigestOf) -> None:
     """Move a new folder to its place; leave what is there if another command was faster."""
     try:
@@ -84,15 +93,31 @@ def list_versions(folder: Path) -> dict[str, Path]:
         raise AdapterError(f"{folder} cannot be read ({error.strerror or error})") from error
 
 
-def delete_version(folder: Path, digest: str) -> None:
+def delete_version(folder: Path, digest: str, *, if_older_than_s: float) -> bool:
     """Delete a version; a worker sees it whole or not at all, and keeps what it has read.
+
+    Args:
+        folder: Has every version under its digest.
+        digest: Of the version.
+        if_older_than_s: Unix time. A version that was stored again since then stays: a command has
+            perhaps found it there a moment ago, and is about to register its name.
+
+    Returns:
+        Whether it was deleted.
 
     Raises:
         AdapterError: the folder cannot be written.
     """
+    target = folder / digest
     try:
         room = Path(tempfile.mkdtemp(prefix=".deleting-", dir=folder))
-        (folder / digest).rename(room / "old")
-        shutil.rmtree(room)
+        try:
+            old = target.rename(room / "old")  # nobody renews it from here on
+            is_old = old.stat().st_mtime < if_older_than_s
+            if not (is_old or target.exists()):
+                old.rename(target)
+        finally:
+            shutil.rmtree(room)
     except OSError as error:
         raise AdapterError(f"{folder} cannot be written ({error.strerror or error})") from error
+    return is_old

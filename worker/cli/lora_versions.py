@@ -82,8 +82,11 @@ def prune(
             if each.num_bytes is not None and not each.is_needed
         ]
         if not dry_run:
-            for each in deleted:
-                delete_version(path, each.digest)
+            deleted = [
+                each
+                for each in deleted
+                if delete_version(*(path, each.digest), if_older_than_s=time.time() - _MIN_AGE_S)
+            ]
     num_bytes = sum(each.num_bytes or 0 for each in deleted)
     if as_json:
         digests = [each.digest for each in deleted]

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from batchmill.engine.adapters.folder import read_files, store_files
+from batchmill.engine.adapters.version_folder import delete_version
 from batchmill.producer import Client
 from batchmill.producer.protocol import keys
 from batchmill.producer.store.adapters import RegisteredAdapter, register_adapter, remove_adapter
@@ -68,3 +70,16 @@ def test_a_folder_is_needed(broker: dict[str, str], command: str, tmp_path: Path
     assert "BATCHMILL_LORA_FOLDER" in call("lora", command, **broker).stderr
     missing = call("lora", command, "--folder", str(tmp_path / "missing"), **broker)
     assert (missing.returncode, "cannot be read" in missing.stderr) == (2, True)
+
+
+def test_a_version_that_was_added_again_meanwhile_is_not_deleted(tmp_path: Path) -> None:
+    folder = tmp_path / "store"
+    digest = store_old(tmp_path / "one", folder, 1)
+    add_again = read_files(tmp_path / "one")
+    before = time.time()
+    store_files(add_again, folder)  # after `prune` has read the names
+    assert not delete_version(folder, digest, if_older_than_s=before - 1)
+    assert read_files(folder / digest).digest == digest
+    os.utime(folder / digest, (0, 0))
+    assert delete_version(folder, digest, if_older_than_s=before - 1)
+    assert list(folder.iterdir()) == []
