@@ -3,7 +3,8 @@
     python examples/vision_demo.py FOLDER
     python tests/bench/media.py FOLDER
 
-FOLDER holds a model of SmolVLM's layout. The two engines take turns; figures are medians.
+FOLDER holds a model of SmolVLM's layout. The two engines take turns, with one picture at a time and
+with eight in a batch; figures are medians. `--only` chooses some of what is measured.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
@@ -34,15 +35,17 @@ from batchmill.producer import Client, ProducerSettings
 from batchmill.worker.media.decoder import DecodeLimits, MediaDecoder
 from tests.conftest import RedisServer
 
-NUM_PICTURES, NUM_TOKENS, NUM_ROUNDS, SIDE = 16, 16, 5, 64
+NUM_TOKENS, NUM_ROUNDS, SIDE = 16, 5, 64
+#: Pictures of a batch, and of a round.
+BATCHES = {1: 2, 8: 8}
 NUM_QUESTIONS = 50
 NUM_JOBS, PICTURE_BYTES = 50, 100_000
 PARAMS = SamplingParams(max_tokens=NUM_TOKENS, temperature=0.0, ignore_eos=True)
 
 
-def pictures(seed: int) -> list[PilImage.Image]:
+def pictures(seed: int, count: int) -> list[PilImage.Image]:
     """Return pictures of noise, which no cache has seen under another seed."""
-    noise = np.random.default_rng(seed).integers(0, 256, (NUM_PICTURES, SIDE, SIDE, 3), np.uint8)
+    noise = np.random.default_rng(seed).integers(0, 256, (count, SIDE, SIDE, 3), np.uint8)
     return [PilImage.fromarray(each) for each in noise]
 
 
@@ -67,47 +70,93 @@ def engine_of(folder: str) -> Engine:
     return Engine(config)
 
 
-def compare(folder: str) -> None:
+class Speed(NamedTuple):
+    """Pictures per second of elapsed time, and of processor time."""
+
+    wall: float
+    cpu: float
+
+
+def time_of(work: Callable[[], Any], count: int) -> tuple[Any, Speed]:
+    """Return what work on so many pictures returns, and its speed."""
+    wall_s, cpu_s = time.perf_counter(), time.process_time()
+    result = work()
+    wall_s, cpu_s = time.perf_counter() - wall_s, time.process_time() - cpu_s
+    return result, Speed(count / wall_s, count / cpu_s)
+
+
+def generate(model: Any, prompts: list[list[int]], found: list[PilImage.Image]) -> list[list[int]]:
+    """Return the tokens of Transformers' own `generate` for one batch."""
+    ids = torch.tensor(prompts)
+    pixels = torch.from_numpy(np.stack([np.asarray(each) for each in found])).float()
+    pixels = pixels.permute(0, 3, 1, 2)[:, None] / 127.5 - 1
+    with torch.inference_mode():
+        tokens = model.generate(
+            input_ids=ids,
+            attention_mask=torch.ones_like(ids),
+            pixel_values=pixels,
+            do_sample=False,
+            max_new_tokens=NUM_TOKENS,
+            min_new_tokens=NUM_TOKENS,
+            eos_token_id=None,
+            pad_token_id=0,
+        )
+    whole: list[list[int]] = tokens[:, ids.shape[1] :].tolist()
+    return whole
+
+
+def compare(folder: str, batch: int, count: int) -> None:
     """Print pictures per second of both, and how many outputs are the same."""
     model: Any = SmolVLMForConditionalGeneration.from_pretrained(folder, dtype=torch.float32).eval()
     engine = engine_of(folder)
-    ours: list[float] = []
-    theirs: list[float] = []
+    speeds: dict[str, list[Speed]] = {"batchmill": [], "transformers": []}
     num_same = 0
+    starts = range(0, count, batch)
     for seed in range(NUM_ROUNDS + 1):  # the first one is a warm-up
-        found = pictures(seed)
-        started_at = time.perf_counter()
-        outputs = run(engine, ["What is in the picture?"] * NUM_PICTURES, found)
-        middle = time.perf_counter()
-        ids = torch.tensor([each.prompt_token_ids for each in outputs])
-        pixels = torch.from_numpy(np.stack([np.asarray(each) for each in found])).float()
-        pixels = pixels.permute(0, 3, 1, 2)[:, None] / 127.5 - 1
-        with torch.inference_mode():
-            tokens = model.generate(
-                input_ids=ids,
-                attention_mask=torch.ones_like(ids),
-                pixel_values=pixels,
-                do_sample=False,
-                max_new_tokens=NUM_TOKENS,
-                min_new_tokens=NUM_TOKENS,
-                eos_token_id=None,
-                pad_token_id=0,
-            )[:, ids.shape[1] :].tolist()
+        found = pictures(seed, count)
+        parts = [found[start : start + batch] for start in starts]
+
+        def by_engine(parts: list[list[PilImage.Image]] = parts) -> list[RequestOutput]:
+            question = "What is in the picture?"
+            return [out for part in parts for out in run(engine, [question] * len(part), part)]
+
+        outputs, ours = time_of(by_engine, count)
+        prompts = [list(each.prompt_token_ids) for each in outputs]
+
+        def by_model(
+            parts: list[list[PilImage.Image]] = parts, prompts: list[list[int]] = prompts
+        ) -> list[list[int]]:
+            pairs = zip(starts, parts, strict=True)
+            return [
+                tokens
+                for start, part in pairs
+                for tokens in generate(model, prompts[start : start + batch], part)
+            ]
+
+        tokens, theirs = time_of(by_model, count)
         if seed:
-            ours.append(NUM_PICTURES / (middle - started_at))
-            theirs.append(NUM_PICTURES / (time.perf_counter() - middle))
+            speeds["batchmill"].append(ours)
+            speeds["transformers"].append(theirs)
             num_same += sum(a == list(b.token_ids) for a, b in zip(tokens, outputs, strict=True))
-    for name, speeds in (("batchmill", ours), ("transformers", theirs)):
-        rounds = ", ".join(f"{speed:.2f}" for speed in speeds)
-        print(f"{name}: {statistics.median(speeds):.2f} pictures per second ({rounds})")
-    ratios = [a / b for a, b in zip(ours, theirs, strict=True)]
-    print(f"ratio {statistics.median(ratios):.2f}; {num_same} of {NUM_PICTURES * NUM_ROUNDS} equal")
+    print(f"{batch} in a batch; {num_same} of {count * NUM_ROUNDS} outputs equal")
+    for which in Speed._fields:
+        show({name: [getattr(it, which) for it in found] for name, found in speeds.items()}, which)
+
+
+def show(speeds: dict[str, list[float]], which: str) -> None:
+    """Print the speeds of both, and their ratio in each round."""
+    for name, found in speeds.items():
+        rounds = ", ".join(f"{speed:.2f}" for speed in found)
+        print(f"  {name}: {statistics.median(found):.2f} pictures per {which} second ({rounds})")
+    ours, theirs = speeds.values()
+    ratios = sorted(a / b for a, b in zip(ours, theirs, strict=True))
+    print(f"  ratio {statistics.median(ratios):.2f} ({ratios[0]:.2f}-{ratios[-1]:.2f})")
 
 
 def ask_fifty(folder: str) -> None:
     """Print how much is computed for many questions about one picture."""
     engine = engine_of(folder)
-    (picture, *_) = pictures(1)
+    (picture,) = pictures(1, 1)
     run(engine, ["The first one?"], [picture])
     before = engine.stats().num_computed_tokens
     questions = [f"Question {number}?" for number in range(NUM_QUESTIONS)]
@@ -206,13 +255,23 @@ def main() -> None:
     """Run the command line."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("folder")
-    folder = parser.parse_args().folder
-    steps: list[Callable[[], None]] = [
-        *(measure_memory, time_decoding, lambda: ask_fifty(folder), lambda: compare(folder))
-    ]
-    for step in steps:
-        step()
+    steps: dict[str, Callable[[str], None]] = {
+        "memory": lambda _: measure_memory(),
+        "decoding": lambda _: time_decoding(),
+        "fifty": ask_fifty,
+        "speed": compare_all,
+    }
+    parser.add_argument("--only", nargs="+", choices=steps, default=list(steps))
+    options = parser.parse_args()
+    for name in options.only:
+        steps[name](options.folder)
         print(f"load {os.getloadavg()[0]:.1f}", flush=True)
+
+
+def compare_all(folder: str) -> None:
+    """Compare one picture at a time, and a batch."""
+    for batch, count in BATCHES.items():
+        compare(folder, batch, count)
 
 
 if __name__ == "__main__":
