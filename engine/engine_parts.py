@@ -24,6 +24,7 @@ from batchmill.engine.scheduling.block_pool import BlockPool
 from batchmill.engine.scheduling.scheduler import Scheduler
 from batchmill.engine.scheduling.speculation import Speculation
 from batchmill.engine.steering.vectors import SteeringVectors
+from batchmill.engine.step.adapter_tiles import AdapterShape
 
 from .config import EngineConfig
 from .errors import ConfigError, UnsupportedModelError
@@ -181,6 +182,10 @@ def make_pipeline(
         EngineError: the steps cannot be recorded.
     """
     model = loaded.model
+    adapter_shape = None
+    if config.lora_folder is not None:
+        sites = lora_sites(_native_decoder(loaded, "lora_folder", "adapters are computed").config)
+        adapter_shape = AdapterShape(tuple(map(len, sites)), config.max_lora_rank)
     return StepPipeline(
         model,
         kv_cache,
@@ -189,4 +194,5 @@ def make_pipeline(
         decode_graphs=records_decodes(config, model),
         score_head=loaded.score_head,
         feature_source=feature_cache,
+        adapter_shape=adapter_shape,
     )

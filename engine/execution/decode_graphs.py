@@ -16,6 +16,8 @@ from batchmill.engine.memory.kv_cache import KVCache
 from batchmill.engine.models.model import Model
 from batchmill.engine.sampling.sampled_tokens import HostBuffers, SampledTokens
 from batchmill.engine.scheduling.scheduled_batch import ScheduledBatch
+from batchmill.engine.step.adapter_rows import group_adapter_rows
+from batchmill.engine.step.adapter_tiles import AdapterShape, AdapterTables
 from batchmill.engine.step.request_rows import RequestRows
 from batchmill.engine.step.step_inputs import StepInputBuilder, StepInputs
 from batchmill.engine.step.upload import Uploader
@@ -103,6 +105,9 @@ class DecodeGraphs:
     controls of some rows may change their logits. So while the same requests decode, the host
     uploads nothing but the blocks that some of them begin, and what its controls need.
 
+    If requests may have LoRA adapters, there is a third graph for each size, in place of the first
+    one for batches that have any: those without cost nothing more.
+
     Invariant: between two calls the first rows of the state are those of `_loaded` at
     `_next_starts`, or `_loaded` is None.
 
@@ -119,6 +124,7 @@ class DecodeGraphs:
         *,
         max_model_len: int,
         recorder: Recorder | None = None,
+        adapter_shape: AdapterShape | None = None,
     ) -> None:
         """Allocate the state; call `record_all` next.
 
@@ -129,6 +135,7 @@ class DecodeGraphs:
             builder: Has the requests' block tables.
             max_model_len: Most tokens of one request.
             recorder: Records the steps; None is `recorder_for` the device.
+            adapter_shape: Of LoRA adapters; None if no request has one.
         """
         device = model.device
         self._model, self._kv_cache, self._rows, self._builder = model, kv_cache, rows, builder
@@ -145,7 +152,11 @@ class DecodeGraphs:
         self._token_ids = torch.zeros(most, dtype=torch.int64, device=device)
         # Of the logits that were sampled, which controls may have changed.
         self._is_finite = torch.zeros(most, dtype=torch.bool, device=device)
+        self._adapters: AdapterTables | None = None
+        if adapter_shape is not None:
+            self._adapters = AdapterTables(adapter_shape, most, most, device, only_decodes=True)
         self._forwards: dict[int, Callable[[], None]] = {}
+        self._adapted_forwards: dict[int, Callable[[], None]] = {}
         self._samplings: dict[int, Callable[[], None]] = {}
         self._loaded: NDArray[np.int64] | None = None
         self._next_starts: NDArray[np.int64] = np.empty(0, dtype=np.int64)
@@ -160,6 +171,9 @@ class DecodeGraphs:
         for size in reversed(self.sizes):
             self._forwards[size] = self._recorder.record(partial(self._compute, size))
             self._samplings[size] = self._recorder.record(partial(self._sample, size))
+            if self._adapters is not None:
+                adapted = partial(self._compute, size, self._adapters)
+                self._adapted_forwards[size] = self._recorder.record(adapted)
         _log.info(
             "decode graphs: %d batch sizes up to %d, %.2f GiB",
             len(self.sizes),
@@ -170,9 +184,9 @@ class DecodeGraphs:
     def can_replay(self, batch: ScheduledBatch) -> bool:
         """Return whether a batch only decodes, and fits.
 
-        A step with LoRA adapters or steering is not replayed: the graphs are recorded without.
+        A step with steering is not replayed: the graphs are recorded without.
         """
-        if batch.has_adapters or batch.is_steered or batch.chunks:
+        if batch.is_steered or batch.chunks or (batch.has_adapters and self._adapters is None):
             return False
         return 0 < len(batch.decodes) <= self.sizes[-1]
 
@@ -224,14 +238,15 @@ class DecodeGraphs:
         begun = self._builder.keep_up(batch)
         if not is_next:
             self._load(rows, starts, size)
+            self._load_adapters(batch)
         elif len(begun):
             self._begin_blocks(rows, starts, begun)
-        self._forwards[size]()
+        (self._adapted_forwards if batch.has_adapters else self._forwards)[size]()
         self._loaded, self._next_starts = rows, starts + 1
         return size
 
     @torch.inference_mode()
-    def _compute(self, size: int) -> None:
+    def _compute(self, size: int, adapters: AdapterTables | None = None) -> None:
         """Compute the logits of the first `size` rows, at fixed addresses."""
         state, block_size = self._state, self._kv_cache.block_size
         row_ids, positions, is_live = (
@@ -252,6 +267,7 @@ class DecodeGraphs:
             max_query_len=1,
             max_seq_len=self._max_model_len,
             rope_positions=self._rope_positions(positions),
+            recorded_adapters=None if adapters is None else adapters.sized(size, size),
         )
         self._model.forward(inputs, self._kv_cache, logits)
         positions += is_live
@@ -306,6 +322,13 @@ class DecodeGraphs:
         uploaded = self._uploader.upload(*[values for _, values in pairs])
         for (target, _), values in zip(pairs, uploaded, strict=True):
             target[:size].copy_(values)
+
+    def _load_adapters(self, batch: ScheduledBatch) -> None:
+        """Upload which rows have which adapters: they change with the requests only."""
+        if self._adapters is not None and batch.has_adapters:
+            rows = np.arange(len(batch.decodes))
+            owners = [each.adapter for each in batch.decodes]
+            self._adapters.fill(group_adapter_rows(owners, rows, rows, self._uploader))
 
     def _begin_blocks(
         self, rows: NDArray[np.int64], starts: NDArray[np.int64], begun: NDArray[np.int64]

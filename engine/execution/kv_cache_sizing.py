@@ -188,7 +188,10 @@ def measured_kv_cache_bytes(
     weight_bytes = probe.process_bytes()
     graph_bytes = 0
     if records_decodes(config, model):
-        graph_bytes = graph_reserve_bytes(config.max_num_seqs, model.config.vocab_size)
+        graph_bytes = graph_reserve_bytes(
+            *(config.max_num_seqs, model.config.vocab_size),
+            has_adapters=config.lora_folder is not None,
+        )
     probe.reset_peak()
     try:
         run_largest_step(config, model, dtype)

@@ -105,6 +105,10 @@ class MemoryPlan:
         return remedies
 
 
-def graph_reserve_bytes(max_num_seqs: int, vocab_size: int) -> int:
-    """Return the reserve for captured decode steps: nodes, and twice the largest one's logits."""
-    return GRAPH_NODE_BYTES + 2 * 4 * min(max_num_seqs, GRAPH_SIZES[-1]) * vocab_size
+def graph_reserve_bytes(max_num_seqs: int, vocab_size: int, *, has_adapters: bool = False) -> int:
+    """Return the reserve for captured decode steps: nodes, and twice the largest one's logits.
+
+    Steps with LoRA adapters are captured in as many graphs again.
+    """
+    node_bytes = GRAPH_NODE_BYTES * (1 + has_adapters)
+    return node_bytes + 2 * 4 * min(max_num_seqs, GRAPH_SIZES[-1]) * vocab_size

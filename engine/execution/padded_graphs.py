@@ -11,6 +11,7 @@ from torch import Tensor
 
 from batchmill.engine.memory.kv_cache import KVCache
 from batchmill.engine.models.model import Model
+from batchmill.engine.step.adapter_tiles import AdapterShape, AdapterTables
 from batchmill.engine.step.step_inputs import StepInputs
 
 from .graph_recorder import Recorder, reserved_gib
@@ -32,7 +33,8 @@ class PaddedGraphs:
     request is, are numbers on the device that the kernels read. So a graph for some numbers of
     tokens and of requests computes every step that has no more of either. Padding tokens belong to
     no request, and write to no slot; padding requests have no tokens; padding rows of logits are
-    those of the last token, so that all rows are in ascending order.
+    those of the last token, so that all rows are in ascending order. If requests may have LoRA
+    adapters, steps with any have graphs of their own.
     """
 
     def __init__(
@@ -43,6 +45,7 @@ class PaddedGraphs:
         *,
         max_model_len: int,
         recorder: Recorder,
+        adapter_shape: AdapterShape | None = None,
     ) -> None:
         """Allocate the inputs; call `record_all` next.
 
@@ -52,6 +55,7 @@ class PaddedGraphs:
             logits: [most rows, vocab_size] float32; the steps write it, and its rows limit them.
             max_model_len: Most tokens of one request.
             recorder: Records the steps.
+            adapter_shape: Of LoRA adapters; None if no request has one.
         """
         self._model, self._kv_cache, self._logits = model, kv_cache, logits
         self._max_model_len = max_model_len
@@ -70,7 +74,11 @@ class PaddedGraphs:
         self._cu_seqlens_q = zeros(most_seqs + 1, dtype=torch.int32)
         self._seq_lens = zeros(most_seqs, dtype=torch.int32)
         self._sample_rows = zeros(most_seqs)
+        self._adapters: AdapterTables | None = None
+        if adapter_shape is not None:
+            self._adapters = AdapterTables(adapter_shape, most_tokens, most_seqs, model.device)
         self._replays: dict[tuple[int, int], Callable[[], None]] = {}
+        self._adapted_replays: dict[tuple[int, int], Callable[[], None]] = {}
 
     def record_all(self) -> None:
         """Record a forward pass for each size, the largest first.
@@ -81,6 +89,9 @@ class PaddedGraphs:
         before = reserved_gib(self._model.device)
         for size in reversed(self._sizes):
             self._replays[size] = self._recorder.record(partial(self._forward, *size))
+            if self._adapters is not None:
+                adapted = partial(self._forward, *size, self._adapters)
+                self._adapted_replays[size] = self._recorder.record(adapted)
         _log.info(
             "padded graphs: %d sizes up to %d tokens and %d requests, %.2f GiB",
             len(self._sizes),
@@ -89,12 +100,14 @@ class PaddedGraphs:
         )
 
     def can_replay(self, inputs: StepInputs) -> bool:
-        """Return whether a step fits, and needs no more than tokens, positions and blocks.
+        """Return whether a step fits, and needs no more than tokens, positions, blocks, adapters.
 
-        Pooled requests, pairs of texts, LoRA adapters, steering and features of media are computed
-        kernel by kernel.
+        Pooled requests, pairs of texts, steering and features of media are computed kernel by
+        kernel.
         """
-        is_plain = not (inputs.num_states or inputs.adapters or inputs.steered)
+        if inputs.adapters and self._adapters is None:
+            return False
+        is_plain = not (inputs.num_states or inputs.steered)
         has_media = inputs.features is not None or inputs.rope_positions is not None
         is_plain = is_plain and not has_media and inputs.token_types is None
         return is_plain and self._size_of(inputs) is not None
@@ -121,7 +134,9 @@ class PaddedGraphs:
         self._seq_lens[num_seqs:].fill_(0)
         self._sample_rows[: inputs.num_logits].copy_(inputs.sample_rows)
         self._sample_rows[inputs.num_logits :].fill_(size[0] - 1)
-        self._replays[size]()
+        if inputs.adapters and self._adapters is not None:
+            self._adapters.fill(inputs.adapters)
+        (self._adapted_replays if inputs.adapters else self._replays)[size]()
         return self._logits[: inputs.num_logits]
 
     def _size_of(self, inputs: StepInputs) -> tuple[int, int] | None:
@@ -132,7 +147,9 @@ class PaddedGraphs:
         return next(fitting, None)
 
     @torch.inference_mode()
-    def _forward(self, num_tokens: int, num_seqs: int) -> None:
+    def _forward(
+        self, num_tokens: int, num_seqs: int, adapters: AdapterTables | None = None
+    ) -> None:
         """Compute the logits of a step of some size, at fixed addresses."""
         inputs = StepInputs(
             input_ids=self._input_ids[:num_tokens],
@@ -144,5 +161,6 @@ class PaddedGraphs:
             sample_rows=self._sample_rows[:num_seqs],
             max_query_len=num_tokens,
             max_seq_len=self._max_model_len,
+            recorded_adapters=None if adapters is None else adapters.sized(num_tokens, num_seqs),
         )
         self._model.forward(inputs, self._kv_cache, self._logits[:num_seqs])

@@ -17,6 +17,7 @@ from batchmill.engine.sampling.sampled_tokens import SampledTokens
 from batchmill.engine.sampling.sampler import Sampler
 from batchmill.engine.scheduling.scheduled_batch import ScheduledBatch, StepKind, VerifiedDrafts
 from batchmill.engine.scheduling.speculation import verify_drafts
+from batchmill.engine.step.adapter_tiles import AdapterShape
 from batchmill.engine.step.feature_rows import FeatureSource
 from batchmill.engine.step.request_rows import RequestRows
 from batchmill.engine.step.step_inputs import StepInputBuilder, StepInputs
@@ -76,6 +77,7 @@ class StepPipeline:
         decode_graphs: bool = False,
         score_head: ScoreHead | None = None,
         feature_source: FeatureSource | None = None,
+        adapter_shape: AdapterShape | None = None,
     ) -> None:
         """Allocate the buffers; on a GPU, compile every kernel that a step may launch.
 
@@ -87,6 +89,7 @@ class StepPipeline:
             decode_graphs: Whether to record steps now, and replay them later.
             score_head: The model's classification head, for pooled requests.
             feature_source: Has the features of media; None if the model takes none.
+            adapter_shape: Of LoRA adapters; None if no request has one.
 
         Raises:
             EngineError: the steps cannot be recorded.
@@ -109,11 +112,17 @@ class StepPipeline:
         if model.device.type != "cpu":
             warm_up_kernels(model, kv_cache)
         if decode_graphs:
-            self._record(model, kv_cache, max_model_len)
+            self._record(model, kv_cache, max_model_len, adapter_shape)
         self._in_flight: deque[_LaunchedStep] = deque()
         self._collected_at_s = 0.0
 
-    def _record(self, model: Model, kv_cache: KVCache, max_model_len: int) -> None:
+    def _record(
+        self,
+        model: Model,
+        kv_cache: KVCache,
+        max_model_len: int,
+        adapter_shape: AdapterShape | None,
+    ) -> None:
         """Record steps; the largest first, so that the others fit into their memory."""
         recorder = recorder_for(model.device)  # one, so that all graphs share their memory
         self._graphs = DecodeGraphs(
@@ -123,6 +132,7 @@ class StepPipeline:
             self._builder,
             max_model_len=max_model_len,
             recorder=recorder,
+            adapter_shape=adapter_shape,
         )
         if not model.config.uses_grids:
             self._padded = PaddedGraphs(
@@ -131,6 +141,7 @@ class StepPipeline:
                 self._graphs.logits,
                 max_model_len=max_model_len,
                 recorder=recorder,
+                adapter_shape=adapter_shape,
             )
             self._padded.record_all()
         self._graphs.record_all()

@@ -14,9 +14,10 @@ from functools import partial
 from torch import Tensor
 
 from batchmill.engine.step.adapter_rows import AdapterRows
+from batchmill.engine.step.adapter_tiles import RecordedAdapters
 from batchmill.kernels.ops.dispatch import Backend
 from batchmill.kernels.ops.linear import Linear
-from batchmill.kernels.ops.lora import add_lora
+from batchmill.kernels.ops.lora import add_lora, add_lora_tiles
 from batchmill.kernels.reference.lora import LoraRows
 
 from .decoder_layer import DecoderLayer
@@ -71,6 +72,7 @@ class StepAdapters:
 
     def __init__(self) -> None:
         self.groups: tuple[AdapterRows, ...] = ()
+        self.recorded: RecordedAdapters | None = None
 
 
 class LoraLinear:
@@ -106,6 +108,11 @@ class LoraLinear:
     def __call__(self, x: Tensor) -> Tensor:
         """Compute [num_rows, out] from [num_rows, in]."""
         out = self._linear(x)
+        recorded = self._step.recorded
+        if recorded is not None:
+            tiles = recorded.tiles_of(self._layer, self._site, of_samples=self._of_samples)
+            add_lora_tiles(out, x, tiles, self._widths, backend=self._backend)
+            return out
         groups = []
         for each in self._step.groups:
             pair = each.owner.layers[self._layer][self._site]

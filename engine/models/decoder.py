@@ -209,12 +209,14 @@ class DecoderModel:
             )
         ]
         has_deepstack = inputs.features is not None and bool(inputs.features.deepstack)
-        is_plain = not (inputs.steered or has_deepstack)
+        recorded = inputs.recorded_adapters
+        is_plain = not (inputs.steered or has_deepstack or recorded is not None)
         if self._fused is not None and is_plain:
             x, residual = self._fused.run_layers(inputs, kv_cache, steps[0].cos, steps[0].sin)
         else:
-            layers = self._adapted_layers if inputs.adapters else self._single_layers
-            self._step_adapters.groups = inputs.adapters
+            is_adapted = bool(inputs.adapters) or recorded is not None
+            layers = self._adapted_layers if is_adapted else self._single_layers
+            self._step_adapters.groups, self._step_adapters.recorded = inputs.adapters, recorded
             x, residual = self._run_layers(layers, inputs, steps, kv_cache)
         if not len(x):
             return None

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from .adapter_rows import AdapterRows, group_adapter_rows
+from .adapter_tiles import RecordedAdapters
 from .feature_rows import FeatureRows, FeatureSource, gather_features
 from .request_rows import RequestRows
 from .rope_positions import fill_rope_positions
@@ -49,6 +50,7 @@ class StepInputs:
         rope_positions: [num_tokens] or [3, num_tokens] int64, the positions by which tokens are
             rotated, or their times, rows and columns; None if these are `positions`.
         steered: The rows of each steering; empty if no request of the step is steered.
+        recorded_adapters: Tables in place of `adapters`, in a step that is recorded; else None.
     """
 
     input_ids: Tensor
@@ -66,6 +68,7 @@ class StepInputs:
     features: FeatureRows | None = None
     rope_positions: Tensor | None = None
     steered: tuple[RowGroup[Steering], ...] = ()
+    recorded_adapters: RecordedAdapters | None = None
 
     @property
     def num_logits(self) -> int:
@@ -98,8 +101,8 @@ def build_step_inputs(
 class StepInputBuilder:
     """Lays batches out as tensors; keeps every request's block table from step to step.
 
-    The work per step grows with its prompt tokens. For a decode there is one number to compute, and
-    one block table entry to copy when it begins a new block.
+    The work per step grows with its prompt tokens. A decode costs one number, and one block table
+    entry when it begins a new block.
     """
 
     def __init__(

@@ -1,9 +1,11 @@
-"""Triton backend of `add_lora`: two launches per product, however many adapters a step has.
+"""Triton backend of `add_lora` and `add_lora_tiles`: two launches per product, for all adapters.
 
 The first multiplies every group's rows by its first factors, in pieces of the inner size so that
 few rows still use many multiprocessors; the second adds up the pieces, multiplies by the second
 factors and adds to the product. Both find an adapter's matrices by their addresses in a table, so
-adapters stay where they were loaded, and ranks may differ.
+adapters stay where they were loaded, and ranks may differ. Both read on the device how many rows
+each adapter has, so a graph may replay them for other rows and adapters: programs without rows, or
+beyond an adapter's rank, end at once.
 
 Not measured on a GPU. The tests run it in Triton's interpreter, and compile it.
 
@@ -16,23 +18,25 @@ Source: LoRA, Hu et al. 2021; one launch for all groups of rows: Punica, Chen et
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import lru_cache
+from functools import cache, lru_cache
 from itertools import accumulate
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
+from batchmill.kernels.reference.lora import TILE_ROWS
+
 from .launch import CachedLaunch, check_device, dot_precision, interpreted, next_power_of_2
 from .tiles import matmul
 
 if TYPE_CHECKING:
-    from batchmill.kernels.reference.lora import LoraRows
+    from batchmill.kernels.reference.lora import LoraRows, LoraTiles
 
 #: Rows of a program; tl.dot takes at least 16.
-BLOCK_M = 16
+BLOCK_M = TILE_ROWS
 #: Of the inner size, and of the columns of the result.
 BLOCK_K, BLOCK_N = 64, 64
 #: Pieces of the inner size. A constant, so that no result depends on the other requests of a step.
@@ -67,9 +71,10 @@ def lora_down_kernel(
     end = tl.load(starts + group + 1)
     rank = tl.load(pairs + group * 3 + 2).to(tl.int32)
     piece = tl.program_id(1) % SPLIT_K
-    factors = (tl.program_id(1) // SPLIT_K) * BLOCK_F + tl.arange(0, BLOCK_F)
+    first_factor = (tl.program_id(1) // SPLIT_K) * BLOCK_F
+    factors = first_factor + tl.arange(0, BLOCK_F)
     is_factor = factors < rank * num_parts
-    if first < end:
+    if (first < end) & (first_factor < rank * num_parts):
         down = tl.load(pairs + group * 3).to(tl.pointer_type(x.dtype.element_ty))
         down = tl.multiple_of(down, 16)
         places = first + tl.arange(0, BLOCK_M)
@@ -118,8 +123,8 @@ def lora_up_kernel(
     group = tl.program_id(0) // tiles
     first = tl.load(starts + group) + (tl.program_id(0) % tiles) * BLOCK_M
     end = tl.load(starts + group + 1)
-    if first < end:
-        rank = tl.load(pairs + group * 3 + 2).to(tl.int32)
+    rank = tl.load(pairs + group * 3 + 2).to(tl.int32)
+    if (first < end) & (rank > 0):
         up = tl.load(pairs + group * 3 + 1).to(tl.pointer_type(out.dtype.element_ty))
         up = tl.multiple_of(up, 16)
         block = blocks + tl.program_id(1) * 3
@@ -162,18 +167,43 @@ def add_lora_triton(
     """
     check_device("add_lora", lora_down_kernel, x)
     sizes = tuple(len(rows) for rows, _ in groups)
-    num_rows, inputs = sum(sizes), x.shape[1]
-    if not num_rows:
+    if not sum(sizes):
         return
-    ranks = [len(pair.up) for _, pair in groups]
-    rows = torch.cat([each for each, _ in groups])
-    pairs = _table_of_pairs(
-        tuple((down.data_ptr(), up.data_ptr(), len(up)) for _, (down, up) in groups), x.device
+    table = _Table(
+        rows=torch.cat([each for each, _ in groups]),
+        starts=_starts(sizes, x.device),
+        pairs=_table_of_pairs(
+            tuple((down.data_ptr(), up.data_ptr(), len(up)) for _, (down, up) in groups), x.device
+        ),
+        max_rank=max(len(pair.up) for _, pair in groups),
+        num_tiles=-(-max(sizes) // BLOCK_M),
     )
-    starts, blocks = _starts(sizes, x.device), _column_blocks(tuple(widths), x.device)
-    low_stride = max(ranks) * len(widths)
+    _add(out, x, table, widths)
+
+
+def add_lora_tiles_triton(out: Tensor, x: Tensor, tiles: LoraTiles, widths: Sequence[int]) -> None:
+    """Compute `add_lora_tiles`; its launches depend on the shapes only, so a graph records them."""
+    check_device("add_lora_tiles", lora_down_kernel, x)
+    if len(x):
+        _add(out, x, _Table(*tiles, num_tiles=1), widths)
+
+
+class _Table(NamedTuple):
+    """The rows of each group, its matrices, and sizes that the launches depend on."""
+
+    rows: Tensor
+    starts: Tensor
+    pairs: Tensor
+    max_rank: int
+    num_tiles: int  # of the largest group
+
+
+def _add(out: Tensor, x: Tensor, table: _Table, widths: Sequence[int]) -> None:
+    rows, starts, pairs, max_rank, tiles = table
+    num_rows, num_groups, inputs = len(rows), len(pairs), x.shape[1]
+    blocks = _column_blocks(tuple(widths), x.device)
+    low_stride = max_rank * len(widths)
     low = torch.empty((SPLIT_K, num_rows, low_stride), dtype=torch.float32, device=x.device)
-    tiles = -(-max(sizes) // BLOCK_M)
     block_f = max(16, min(64, next_power_of_2(low_stride)))
     shared = {
         "UPCAST": interpreted(lora_down_kernel) and x.dtype == torch.bfloat16,
@@ -181,15 +211,15 @@ def add_lora_triton(
         "num_warps": 4,
     }
     _launch_down(
-        (tiles * len(groups), -(-low_stride // block_f) * SPLIT_K),
+        (tiles * num_groups, -(-low_stride // block_f) * SPLIT_K),
         (low, x, rows, starts, pairs), (inputs, len(widths), num_rows, low_stride, tiles),
         SPLIT_K=SPLIT_K, BLOCK_M=BLOCK_M, BLOCK_F=block_f, BLOCK_K=BLOCK_K, **shared,
     )  # fmt: skip
     _launch_up(
-        (tiles * len(groups), len(blocks)),
+        (tiles * num_groups, len(blocks)),
         (out, low, rows, starts, pairs, blocks), (out.shape[1], num_rows, low_stride, tiles),
         SPLIT_K=SPLIT_K, BLOCK_M=BLOCK_M, BLOCK_N=BLOCK_N,
-        BLOCK_R=max(16, next_power_of_2(max(ranks))), NARROW=x.dtype != torch.float32, **shared,
+        BLOCK_R=max(16, next_power_of_2(max_rank)), NARROW=x.dtype != torch.float32, **shared,
     )  # fmt: skip
 
 
@@ -207,7 +237,7 @@ def _starts(sizes: tuple[int, ...], device: torch.device) -> Tensor:
     return torch.tensor([0, *accumulate(sizes)], dtype=torch.int32, device=device)
 
 
-@lru_cache(_NUM_TABLES)
+@cache  # graphs keep the addresses of these; there is one for each shape of a model's matrices
 def _column_blocks(widths: tuple[int, ...], device: torch.device) -> Tensor:
     """Return the blocks of columns of a product: no block has columns of two parts."""
     blocks, start = [], 0

@@ -17,12 +17,20 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from batchmill.kernels.cpu.bindings import add_lora_cpp
 from batchmill.kernels.cpu.lora import LoraPairStruct, pair_table
-from batchmill.kernels.reference.lora import LoraPair, LoraRows, add_lora_reference
+from batchmill.kernels.reference.lora import (
+    LoraPair,
+    LoraRows,
+    LoraTiles,
+    add_lora_reference,
+    add_lora_tiles_reference,
+)
 
 from .dispatch import Backend, lazy_triton, select_backend
 
@@ -47,6 +55,18 @@ class LoraWeights:
     def table(self) -> ctypes.Array[LoraPairStruct]:
         """The pairs' addresses, for C++ code; valid while this object lives."""
         return pair_table([pair for layer in self.layers for pair in layer])
+
+    @cached_property
+    def addresses(self) -> NDArray[np.int64]:
+        """A row of `LoraTiles.pairs` for each matrix, [num_matrices, 3]; valid as above."""
+        pairs = [pair for layer in self.layers for pair in layer]
+        return np.array(
+            [
+                (0, 0, 0) if it is None else (it.down.data_ptr(), it.up.data_ptr(), len(it.up))
+                for it in pairs
+            ],
+            dtype=np.int64,
+        ).reshape(-1, 3)
 
 
 def add_lora(
@@ -73,19 +93,53 @@ def add_lora(
     select_backend("add_lora", _BACKENDS, backend, out.device)(out, x, groups, widths)
 
 
+def add_lora_tiles(
+    out: Tensor,
+    x: Tensor,
+    tiles: LoraTiles,
+    widths: Sequence[int],
+    *,
+    backend: Backend = "auto",
+) -> None:
+    """Compute `add_lora` for tiles of rows, whose number and sizes are read on the device.
+
+    So a graph that has recorded the call computes whatever rows and adapters the tiles name when it
+    is replayed.
+
+    Args:
+        out: [num_rows, sum(widths)], contiguous: the product without adapters.
+        x: [num_rows, in], contiguous: what was multiplied.
+        tiles: The rows of the adapters; their matrices must suit out and x, and have x's dtype.
+        widths: Columns of each part.
+        backend: The implementation to use; `auto` takes the fastest.
+
+    Raises:
+        ValueError: the shapes of out, x or the tiles do not match.
+    """
+    _check_product(out, x, widths)
+    if tiles.pairs.shape != (len(tiles.starts) - 1, 3):
+        raise ValueError(
+            f"{len(tiles.starts)} starts need pairs of [{len(tiles.starts) - 1}, 3], got "
+            f"{list(tiles.pairs.shape)}"
+        )
+    select_backend("add_lora_tiles", _TILES_BACKENDS, backend, out.device)(out, x, tiles, widths)
+
+
 _BACKENDS = {
     "reference": add_lora_reference,
     "cpp": add_lora_cpp,
     "triton": lazy_triton("batchmill.kernels.gpu.lora", "add_lora_triton", like=add_lora_reference),
 }
+_TILES_BACKENDS = {
+    "reference": add_lora_tiles_reference,
+    "triton": lazy_triton(
+        "batchmill.kernels.gpu.lora", "add_lora_tiles_triton", like=add_lora_tiles_reference
+    ),
+}
 
 
 def _check(out: Tensor, x: Tensor, groups: Sequence[LoraRows], widths: Sequence[int]) -> None:
-    if len(out) != len(x) or out.shape[1] != sum(widths):
-        raise ValueError(
-            f"out must be [{len(x)}, {sum(widths)}] for x {list(x.shape)} and the widths "
-            f"{list(widths)}, got {list(out.shape)}"
-        )
+    _check_product(out, x, widths)
     for _, (down, up) in groups:
         rank = len(up)
         if down.shape != (len(widths) * rank, x.shape[1]) or up.shape[1] != out.shape[1]:
@@ -93,3 +147,11 @@ def _check(out: Tensor, x: Tensor, groups: Sequence[LoraRows], widths: Sequence[
                 f"an adapter's matrices are {list(down.shape)} and {list(up.shape)}: they must be "
                 f"[{len(widths)} * rank, {x.shape[1]}] and [rank, {out.shape[1]}]"
             )
+
+
+def _check_product(out: Tensor, x: Tensor, widths: Sequence[int]) -> None:
+    if len(out) != len(x) or out.shape[1] != sum(widths):
+        raise ValueError(
+            f"out must be [{len(x)}, {sum(widths)}] for x {list(x.shape)} and the widths "
+            f"{list(widths)}, got {list(out.shape)}"
+        )

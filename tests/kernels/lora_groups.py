@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from batchmill.kernels.reference.lora import LoraPair, LoraRows
+from batchmill.kernels.reference.lora import TILE_ROWS, LoraPair, LoraRows, LoraTiles
 
 #: Columns of the parts, inputs, and for each group its rank and number of rows.
 SHAPES = {
@@ -38,3 +38,23 @@ def make_groups(shape: Shape, dtype: torch.dtype) -> tuple[Tensor, Tensor, list[
 
 def wide(groups: Sequence[LoraRows]) -> list[LoraRows]:
     return [LoraRows(rows, LoraPair(*(each.float() for each in pair))) for rows, pair in groups]
+
+
+def make_tiles(groups: Sequence[LoraRows], *, num_spare: int, max_rank: int) -> LoraTiles:
+    """Return the rows of groups in tiles; spare tiles and rows name what is not there."""
+    starts, pairs = [0], []
+    for rows, (down, up) in groups:
+        for part in rows.split(TILE_ROWS):
+            if len(part):
+                starts.append(starts[-1] + len(part))
+                pairs.append((down.data_ptr(), up.data_ptr(), len(up)))
+    starts += [starts[-1]] * num_spare
+    pairs += [(1, 1, 1)] * num_spare
+    rows = torch.cat([*(rows for rows, _ in groups), groups[0].rows.new_full((num_spare,), -1)])
+    device = rows.device
+    return LoraTiles(
+        rows,
+        torch.tensor(starts, dtype=torch.int32, device=device),
+        torch.tensor(pairs, dtype=torch.int64, device=device),
+        max_rank,
+    )

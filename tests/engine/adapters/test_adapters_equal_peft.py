@@ -12,6 +12,7 @@ import pytest
 from batchmill.engine import Engine, SamplingParams
 from batchmill.engine.adapters.folder import read_files, store_files
 from batchmill.engine.loading.loading import load_model
+from batchmill.engine.scheduling.scheduled_batch import StepKind
 from batchmill.kernels.ops.linear import dense_linear
 
 from ..tiny_model import check_nothing_is_lost, run, save_model, tiny_engine
@@ -91,6 +92,16 @@ def check_all(engine: Engine, adapters: Adapters) -> None:
         pytest.param({"max_num_seqs": 9, "num_blocks": 20}, 0, id="preempted"),
         pytest.param({"max_num_seqs": 9, "overlap": True}, 5, id="resumed, overlapped"),
         pytest.param({"max_num_seqs": 9, "lora_bytes": 60_000}, 0, id="few resident"),
+        pytest.param(
+            {"max_num_seqs": 9, "max_num_batched_tokens": 40, "decode_graphs": True},
+            *(0,),
+            id="replayed",
+        ),
+        pytest.param(
+            {"max_num_seqs": 5, "lora_bytes": 60_000, "decode_graphs": True, "overlap": True},
+            *(3,),
+            id="replayed, few resident, resumed, overlapped",
+        ),
     ],
 )
 def test_mixed_batch_equals_peft(
@@ -102,6 +113,9 @@ def test_mixed_batch_equals_peft(
         check_all(engine, adapters)
     if "num_blocks" in settings:
         assert engine.stats().num_preemptions > 0
+    if "decode_graphs" in settings:
+        kinds = engine.stats().num_steps_by_kind
+        assert {kind for kind, count in kinds.items() if count} == {StepKind.GRAPH, StepKind.PADDED}
 
 
 @pytest.mark.feature("guidance_scale")

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import sys
 from collections import Counter
+from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -24,9 +25,11 @@ from batchmill.engine.execution.decode_graphs import GRAPH_SIZES, DecodeGraphs
 from batchmill.engine.execution.graph_recorder import PlainRecorder
 from batchmill.engine.execution.padded_graphs import PaddedGraphs
 from batchmill.engine.memory.kv_cache import KVCache
+from batchmill.engine.models.adapted_layers import lora_sites
 from batchmill.engine.models.decoder import DecoderModel
 from batchmill.engine.models.families import read_model_config
 from batchmill.engine.models.weights import allocate_weights
+from batchmill.engine.step.adapter_tiles import AdapterShape
 from batchmill.engine.step.request_rows import RequestRows
 from batchmill.engine.step.step_inputs import StepInputBuilder, StepInputs
 from batchmill.kernels.ops.sample import sample_and_check
@@ -119,10 +122,41 @@ def padded_step(model: DecoderModel, kv_cache: KVCache) -> Counter[str]:
     graphs = PaddedGraphs(model, kv_cache, logits, max_model_len=144, recorder=PlainRecorder())
     with NoHostTensors():  # type: ignore[no-untyped-call]
         graphs.record_all()
-        launched = [record_launches(KERNELS, each) for each in graphs._replays.values()]
+        return kernels_of(graphs._replays.values())
+
+
+def kernels_of(replays: Iterable[Callable[[], None]]) -> Counter[str]:
+    """Return the kernels of each replay; they must be the same."""
+    launched = [record_launches(KERNELS, each) for each in replays]
     found = [Counter(each.name for each in launches) for launches in launched]
     assert all(each == found[0] for each in found)
     return found[0]
+
+
+def adapted_steps(model: DecoderModel, kv_cache: KVCache) -> dict[str, Counter[str]]:
+    """Return the kernels of forward passes with and without adapters, of both kinds of graphs."""
+    model.enable_adapters()
+    sites = lora_sites(model.config)
+    shape = AdapterShape(tuple(map(len, sites)), max_rank=64)
+    rows = RequestRows(GRAPH_SIZES[-1], "meta")
+    builder = StepInputBuilder(rows, block_size=16, max_num_blocks=9, device="meta")
+    decodes = DecodeGraphs(model, kv_cache, rows, builder, max_model_len=144, adapter_shape=shape)
+    logits = meta(GRAPH_SIZES[-1], model.config.vocab_size, dtype=torch.float32)
+    padded = PaddedGraphs(
+        *(model, kv_cache, logits),
+        max_model_len=144,
+        recorder=PlainRecorder(),
+        adapter_shape=shape,
+    )
+    record_launches(KERNELS, decodes.record_all)  # makes what capturing must not make
+    with NoHostTensors():  # type: ignore[no-untyped-call]
+        decodes.record_all()
+        padded.record_all()
+        return {
+            "decodes": kernels_of(decodes._forwards.values()),
+            "adapted decodes": kernels_of(decodes._adapted_forwards.values()),
+            "adapted padded": kernels_of(padded._adapted_replays.values()),
+        }
 
 
 class NoHostTensors(TorchDispatchMode):
@@ -181,6 +215,7 @@ def main() -> None:
                 "dense, fp8 weights": decode(dense, torch.float8_e4m3fn, "fp8"),
                 "sparse": decode(sparse, torch.bfloat16),
                 "padded": padded_step(*made(dense, torch.bfloat16)),
+                **adapted_steps(*made(dense, torch.bfloat16)),
             }
         )
     )

@@ -200,6 +200,12 @@ def test_a_decode_step_reads_nothing_on_the_host_and_launches_few_kernels() -> N
     # A step with prompts launches the prefill kernel too; it is recorded up to the logits.
     samples = {name: 1 for name in dense if name.startswith("sample")}
     assert found.pop("padded") | samples == dense | {"prefill_attention_kernel": layers}
+    # Adapters add two kernels to each of the four products; steps without any have none.
+    adapters = dict.fromkeys(("lora_down_kernel", "lora_up_kernel"), 4 * layers)
+    assert found.pop("decodes") | samples == dense
+    assert found.pop("adapted decodes") | samples == dense | adapters
+    prefill = {"prefill_attention_kernel": layers}
+    assert found.pop("adapted padded") | samples == dense | prefill | adapters
     assert found.pop("sparse") == sparse
     for kind, launched in found.items():
         assert launched == (fp8 if "fp8 weights" in kind else dense), kind

@@ -32,7 +32,12 @@ from batchmill.kernels.gpu.gated_activation import (
     gelu_and_mul_triton,
     silu_and_mul_triton,
 )
-from batchmill.kernels.gpu.lora import add_lora_triton, lora_down_kernel, lora_up_kernel
+from batchmill.kernels.gpu.lora import (
+    add_lora_tiles_triton,
+    add_lora_triton,
+    lora_down_kernel,
+    lora_up_kernel,
+)
 from batchmill.kernels.gpu.paged_attention import paged_attention_triton
 from batchmill.kernels.gpu.prefill_attention import prefill_attention_kernel
 from batchmill.kernels.gpu.rms_norm import (
@@ -50,7 +55,7 @@ from batchmill.kernels.gpu.rope import (
 from batchmill.kernels.gpu.sample import sample_pick_kernel, sample_tile_kernel, sample_triton
 from batchmill.kernels.gpu.sample_floor import sample_floor_kernel
 from batchmill.kernels.gpu.write_kv import write_kv_kernel, write_kv_triton
-from batchmill.kernels.reference.lora import LoraPair, LoraRows
+from batchmill.kernels.reference.lora import LoraPair, LoraRows, LoraTiles
 
 from .launches import Launch, record_launches
 
@@ -190,6 +195,8 @@ def _all_variants(arch: int) -> Iterator[Variant]:
     for rank, dtype in _LORA_KINDS:
         for launch in record_launches(KERNELS, partial(_adapt, rank, dtype)):
             yield Variant(f"adapters of rank {rank}, {dtype}", launch)
+    for launch in record_launches(KERNELS, _adapt_tiles):
+        yield Variant("adapters of a recorded step", launch)
 
 
 def _meta(*shape: int, dtype: torch.dtype = torch.bfloat16) -> Tensor:
@@ -281,3 +288,13 @@ def _adapt(rank: int, dtype: torch.dtype) -> None:
         [LoraRows(_meta(count, dtype=torch.int64), pair) for count in (1, _NUM_TOKENS - 1)],
         widths,
     )
+
+
+def _adapt_tiles() -> None:
+    tiles = LoraTiles(
+        _meta(_NUM_TOKENS, dtype=torch.int64),
+        _meta(_NUM_TOKENS + 1, dtype=torch.int32),
+        _meta(_NUM_TOKENS, 3, dtype=torch.int64),
+        max_rank=64,
+    )
+    add_lora_tiles_triton(_meta(_NUM_TOKENS, 6144), _meta(_NUM_TOKENS, 4096), tiles, (6144,))

@@ -9,13 +9,13 @@ import torch
 
 from batchmill.kernels.reference.lora import LoraPair, LoraRows, add_lora_reference
 
-from ..lora_groups import SHAPES, Shape, make_groups, wide
+from ..lora_groups import SHAPES, Shape, make_groups, make_tiles, wide
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 if DEVICE == "cpu":
     os.environ["TRITON_INTERPRET"] = "1"  # read when triton and the kernels are first imported
 pytest.importorskip("triton", reason="triton is not installed; `make setup` installs it on Linux")
-from batchmill.kernels.gpu.lora import add_lora_triton  # noqa: E402
+from batchmill.kernels.gpu.lora import add_lora_tiles_triton, add_lora_triton  # noqa: E402
 
 os.environ.pop("TRITON_INTERPRET", None)
 
@@ -49,6 +49,27 @@ def test_contributions_equal_the_reference(shape: Shape, dtype: torch.dtype) -> 
     others = torch.ones(len(x), dtype=torch.bool)
     others[torch.cat([rows for rows, _ in groups])] = False
     assert torch.equal(got.cpu()[others], before[others])
+
+
+@pytest.mark.parametrize("dtype", TOLERANCES, ids=str)
+@pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
+def test_tiles_give_what_groups_give(shape: Shape, dtype: torch.dtype) -> None:
+    out, x, groups = make_groups(shape, dtype)
+    before, want = out.clone(), out.float()
+    add_lora_reference(want, x.float(), wide(groups), shape[0])
+    got, groups = out.to(DEVICE), moved(groups)
+    # More tiles, rows and ranks than there are, as in a graph that is replayed for fewer.
+    tiles = make_tiles(groups, num_spare=3, max_rank=64)
+    add_lora_tiles_triton(got, x.to(DEVICE), tiles, shape[0])
+    tolerance = TOLERANCES[dtype]
+    torch.testing.assert_close(got.cpu().float(), want, atol=tolerance, rtol=tolerance)
+    others = torch.ones(len(x), dtype=torch.bool)
+    others[torch.cat([rows.cpu() for rows, _ in groups])] = False
+    assert torch.equal(got.cpu()[others], before[others])
+    unchanged = before.clone().to(DEVICE)
+    tiles.pairs[:, 2] = 0  # adapters that leave this matrix alone
+    add_lora_tiles_triton(unchanged, x.to(DEVICE), tiles, shape[0])
+    assert torch.equal(unchanged.cpu(), before)
 
 
 def test_no_groups_change_nothing() -> None:
