@@ -138,7 +138,7 @@ def test_int8_products_with_adapters_equal_peft(
     with torch.no_grad():
         for module in model.modules():
             if isinstance(module, torch.nn.Linear):
-                module.forward = int8_forward(module)  # type: ignore[method-assign]
+                module.forward = int8_forward(module)  # type: ignore[assignment, method-assign]
     found = logprobs_of_engine(tmp_path, digests, dtype="float32", quantization="int8")
     theirs = [logprobs_of_peft(model, adapters[each]) for each in digests]
     for ours, expected in zip(found, theirs, strict=True):
