@@ -115,9 +115,9 @@ class EngineConfig:
     block_size: int = _by_device(cpu=16, cuda=64)
     #: Keep the KV of finished requests and share it with those that start with the same tokens.
     enable_prefix_caching: bool = True
-    #: "int8" multiplies 8-bit integers on a CPU, "int4" weights of 4 bits, "fp8" 8-bit floats
-    #: (e4m3) on GPUs of compute capability 8.9 and later: less memory, more tokens per second,
-    #: other tokens. None keeps weights in `dtype`.
+    #: "int8" multiplies 8-bit integers on a CPU, "int4" weights of 4 bits (on a GPU those that a
+    #: checkpoint holds), "fp8" 8-bit floats (e4m3) on GPUs of compute capability 8.9 and later:
+    #: less memory, more tokens per second, other tokens. None keeps weights in `dtype`.
     quantization: str | None = _one_of(None, QUANTIZATIONS)
     #: Ranks that compute the model together, each with a share of its heads and weights: as many
     #: GPUs, from `device` on, or processes on a CPU, which gain nothing. 1 is off. Raising it takes

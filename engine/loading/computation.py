@@ -28,6 +28,11 @@ from batchmill.engine.models.fp8_weights import (
     fp8_remedy_bytes,
     layer_bytes,
 )
+from batchmill.engine.models.int4_gpu_weights import (
+    check_int4_gpu_model,
+    int4_gpu_bytes,
+    int4_host_bytes,
+)
 from batchmill.engine.models.kv_scales import KvScales
 from batchmill.engine.models.model import Model
 from batchmill.engine.models.model_config import ModelConfig
@@ -37,6 +42,7 @@ from batchmill.engine.models.split_layers import Ranks, SplitDecoder
 from batchmill.engine.models.weight_files import stored_names
 from batchmill.engine.models.weights import DecoderWeights, weights_bytes
 from batchmill.kernels.ops.fp8_linear import FP8_VERSION
+from batchmill.kernels.ops.int4_gpu_linear import INT4_GPU_VERSION
 from batchmill.kernels.ops.int4_linear import INT4_VERSION
 from batchmill.kernels.ops.int8_linear import INT8_VERSION
 
@@ -55,6 +61,7 @@ _KEPT_BITS = 10
 
 #: Part of a quantized model's identity: raised when its arithmetic changes.
 _QUANTIZATION_VERSIONS = {"int8": INT8_VERSION, "int4": INT4_VERSION, "fp8": FP8_VERSION}
+_VERSIONS_ON_GPU = {"int4": INT4_GPU_VERSION, "fp8": FP8_VERSION}
 
 _log = logging.getLogger(__name__)
 
@@ -97,7 +104,7 @@ def load_computation(
     native_config = _native_config(options.model_impl, values)
     if native_config is not None:
         native_config = untied_if_stored(folder, native_config, scheme)
-        computation = describe_computation(native_config, options.quantization)
+        computation = describe_computation(native_config, options.quantization, options.device)
         if stored_as is not None:
             computation += scheme_identity(stored_as)
         scales = read_kv_scales(stored_names(folder), native_config.num_layers, stored_as or {})
@@ -165,9 +172,12 @@ def _load_part(
     )
 
 
-def describe_computation(config: ModelConfig, quantization: str | None) -> str:
+def describe_computation(
+    config: ModelConfig, quantization: str | None, device: torch.device = _HOST
+) -> str:
     """Return a text of all that decides a native model's tokens besides its files."""
-    version = "" if quantization is None else f" {_QUANTIZATION_VERSIONS[quantization]}"
+    versions = _VERSIONS_ON_GPU if device.type == "cuda" else _QUANTIZATION_VERSIONS
+    version = "" if quantization is None else f" {versions[quantization]}"
     return repr(config) + version
 
 
@@ -179,8 +189,16 @@ def read_weights(
     quantization: str | None,
     scheme: Scheme | None = None,
 ) -> DecoderWeights:
-    """Read weights in `dtype`; layers that become fp8 stay on the host until they are quantized."""
+    """Read weights in `dtype`; layers that a GPU quantizes or packs stay on the host until then."""
+    if quantization == "int4" and device.type == "cuda":
+        check_int4_gpu_model(config, is_stored=scheme is not None)
     free_bytes = free_memory_bytes(device)
+    if quantization == "int4" and device.type == "cuda":
+        check_weights_fit(int4_gpu_bytes(config, dtype), dtype, device, free_bytes)
+        check_weights_fit(int4_host_bytes(config, dtype), dtype, _HOST, free_memory_bytes(_HOST))
+        return load_weights(
+            folder, config, dtype, device, layer_device=_HOST, scheme=scheme, keeps_groups=True
+        )
     if quantization != "fp8":
         fp8_bytes = _fp8_bytes_on_gpu(config, dtype) if device.type == "cuda" else None
         keeps_groups = quantization == "int4" and scheme is not None

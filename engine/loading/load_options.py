@@ -13,6 +13,7 @@ from batchmill.engine.errors import ConfigError, UnsupportedModelError
 from batchmill.engine.gpus import find_unusable_gpu
 from batchmill.engine.models.feed_forward import LinearFactory
 from batchmill.engine.models.fp8_weights import check_fp8_device
+from batchmill.engine.models.int4_gpu_weights import check_int4_gpu_dtype
 from batchmill.engine.models.split_layers import Ranks
 from batchmill.kernels.cpu.library import default_library
 from batchmill.kernels.errors import CppBuildError
@@ -167,6 +168,8 @@ def _check_quantization(
 ) -> None:
     if quantization == "fp8":
         check_fp8_device(device, dtype)
+    elif quantization == "int4" and device.type == "cuda":
+        check_int4_gpu_dtype(dtype)
     elif device.type != "cpu":
         raise ConfigError(
             f"quantization is {quantization!r}, which only CPUs compute, but the device is "
@@ -178,7 +181,7 @@ def _check_quantization(
             "model_impl is 'transformers': set model_impl to 'auto' or 'native', or leave "
             "quantization out"
         )
-    if quantization != "fp8":
+    if device.type == "cpu":
         _check_cpp_library(quantization)
 
 

@@ -83,8 +83,8 @@ class DecoderModel:
                 in one C++ call if that is possible.
             backend: Of our kernels, see `batchmill.kernels.ops.dispatch`.
             quantization: "int8" quantizes every matrix except the embedding and a mixture's router,
-                "int4" the same, the head to 8 bits, "fp8" only the matrices of the layers; None
-                keeps them in their dtype.
+                "int4" the same, the head to 8 bits, on a GPU only those that are stored in 4 bits,
+                "fp8" only the matrices of the layers; None keeps them in their dtype.
             split: The shard that weights and `config` are of, and the other ranks; None computes
                 the whole model.
             kv_scales: Of an eight-bit KV cache; None is the cache's own.
@@ -112,8 +112,10 @@ class DecoderModel:
         self._fused = FusedLayers(config, weights, quantization) if is_fused else None
         is_plain = linear is None and quantization is None
         has_stored_groups = weights.has_stored_groups
-        head = linear or head_linear(quantization, backend)
-        linear = linear or layer_linear(quantization, backend, has_stored_groups=has_stored_groups)
+        head = linear or head_linear(quantization, backend, self.device)
+        linear = linear or layer_linear(
+            quantization, backend, self.device, has_stored_groups=has_stored_groups
+        )
         # Fused layers have been taken out of the weights: none is left to build.
         summed = None if split is None else split.summed(linear)
         self._layers = self._build_layers(weights, linear, summed, is_plain=is_plain)

@@ -6,12 +6,14 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from batchmill.kernels.ops.decoder_layers import CppLinear
 from batchmill.kernels.ops.dispatch import Backend
 from batchmill.kernels.ops.fp8_linear import make_fp8_linear
 from batchmill.kernels.ops.grouped_weight import GroupedWeight
+from batchmill.kernels.ops.int4_gpu_linear import Int4GpuLinear
 from batchmill.kernels.ops.int4_linear import Int4Linear, make_int4_linear
 from batchmill.kernels.ops.int8_linear import Int8Linear, make_int8_linear
 from batchmill.kernels.ops.linear import Linear, PackedLinear, make_linear
@@ -24,16 +26,20 @@ PackedFactory = Callable[[Sequence[Any], Sequence[Tensor | None]], CppLinear]
 
 
 def layer_linear(
-    quantization: str | None, backend: Backend, *, has_stored_groups: bool
+    quantization: str | None, backend: Backend, device: torch.device, *, has_stored_groups: bool
 ) -> LinearFactory:
     """Return what makes the products of a decoder's layers.
 
     Args:
         quantization: A setting of `QUANTIZATIONS`, or None.
         backend: Of our kernels.
+        device: Of the products.
         has_stored_groups: Matrices that are stored in 4 bits are kept so. Then "int4" quantizes
-            others to 8 bits only, because the checkpoint's makers left them out.
+            others to 8 bits only, because the checkpoint's makers left them out; on a GPU it keeps
+            others in their dtype.
     """
+    if quantization == "int4" and _is_on_gpu(backend, device):
+        return partial(_stored_on_gpu, backend=backend, device=device)
     if quantization == "int4" and has_stored_groups:
         return partial(_stored_linear, backend=backend)
     factories: dict[str | None, Callable[..., Linear]] = {
@@ -45,15 +51,16 @@ def layer_linear(
     return partial(factories[quantization], backend=backend)
 
 
-def head_linear(quantization: str | None, backend: Backend) -> LinearFactory:
+def head_linear(quantization: str | None, backend: Backend, device: torch.device) -> LinearFactory:
     """Return what makes the product of the output head, in which rounding shows most.
 
-    "int4" quantizes a dense head to 8 bits. "fp8" keeps it: a decode step reads it once.
+    "int4" quantizes a dense head to 8 bits on a CPU. On a GPU it keeps it, as "fp8" does: a decode
+    step reads it once.
     """
     if quantization == "int4":
-        return partial(_stored_linear, backend=backend)
+        return layer_linear(quantization, backend, device, has_stored_groups=True)
     quantization = None if quantization == "fp8" else quantization
-    return layer_linear(quantization, backend, has_stored_groups=False)
+    return layer_linear(quantization, backend, device, has_stored_groups=False)
 
 
 def packed_linear(quantization: str | None, *, has_stored_groups: bool) -> PackedFactory:
@@ -61,6 +68,19 @@ def packed_linear(quantization: str | None, *, has_stored_groups: bool) -> Packe
     if quantization == "int4":
         return _pack_stored if has_stored_groups else Int4Linear
     return Int8Linear if quantization == "int8" else PackedLinear
+
+
+def _is_on_gpu(backend: Backend, device: torch.device) -> bool:
+    """Return whether a GPU multiplies; tests interpret Triton's kernels on a CPU."""
+    return device.type != "cpu" or backend == "triton"
+
+
+def _stored_on_gpu(
+    weight: Matrix, bias: Tensor | None, *, backend: Backend, device: torch.device
+) -> Linear:
+    if isinstance(weight, GroupedWeight):
+        return Int4GpuLinear(weight, bias, device=device, backend=backend)
+    return make_linear(weight, bias, backend=backend)
 
 
 def _stored_linear(weight: Matrix, bias: Tensor | None, *, backend: Backend) -> Linear:

@@ -92,6 +92,11 @@ on such values already. For other weights this costs much
 [quality](BENCHMARKS.md#int4-weights-cpu-2026-12-01): prefer a checkpoint that was calibrated.
 [Decision 0045](decisions/0045-int4-weights.md) has the reasons.
 
+On a GPU, `BATCHMILL_QUANTIZATION=int4` keeps the same checkpoints packed, in bfloat16 or float16: a
+Triton kernel widens their numbers while it multiplies, each as if it had been unpacked, and
+activations are not quantized. Matrices that are stored in another way stay in the dtype. Dense
+checkpoints and mixtures of experts are refused.
+
 `BATCHMILL_QUANTIZATION=fp8` does what int8 does on GPUs of compute capability 8.9 and later, in
 bfloat16, for native models that are not mixtures of experts and whose matrices have sizes in
 multiples of 16. The output head stays in the dtype as well. Layers are read into the host's memory
@@ -194,8 +199,9 @@ A model that would be computed wrongly is refused when it is loaded, by name and
 - a split GGUF file of which a part is missing (name any part, and all are loaded), or a GGUF file
   with more weights than its model or with position scaling that is not linear, yarn, Llama 3's or
   Phi 3's, which are taken over;
-- int8 and int4 on a GPU, with transformers, or without the C++ kernels;
-- int4 for a stored format without integers of 4 bits;
+- int8 on a GPU, and int8 or int4 with transformers, or on a CPU without the C++ kernels;
+- int4 for a stored format without integers of 4 bits; on a GPU also for dense weights, for a
+  mixture of experts, in float32, or with zero points that are not whole numbers;
 - fp8 on a CPU or an older GPU, with transformers, in a dtype other than bfloat16, for a mixture of
   experts, or with a matrix whose size is not a multiple of 16;
 - encoder-decoders, bidirectional attention outside of the encoders above, state-space and other

@@ -32,6 +32,11 @@ from batchmill.kernels.gpu.gated_activation import (
     gelu_and_mul_triton,
     silu_and_mul_triton,
 )
+from batchmill.kernels.gpu.int4_linear import (
+    add_int4_parts_kernel,
+    int4_linear_kernel,
+    multiply_int4_triton,
+)
 from batchmill.kernels.gpu.lora import (
     add_lora_tiles_triton,
     add_lora_triton,
@@ -55,6 +60,7 @@ from batchmill.kernels.gpu.rope import (
 from batchmill.kernels.gpu.sample import sample_pick_kernel, sample_tile_kernel, sample_triton
 from batchmill.kernels.gpu.sample_floor import sample_floor_kernel
 from batchmill.kernels.gpu.write_kv import write_kv_kernel, write_kv_triton
+from batchmill.kernels.reference.int4_rows import CHUNK, PackedInt4
 from batchmill.kernels.reference.lora import LoraPair, LoraRows, LoraTiles
 
 from .launches import Launch, record_launches
@@ -80,6 +86,8 @@ KERNELS = (
     route_experts_kernel,
     order_experts_kernel,
     combine_experts_kernel,
+    int4_linear_kernel,
+    add_int4_parts_kernel,
 )
 
 
@@ -143,6 +151,15 @@ _LORA_KINDS = (
     (64, torch.float16),
     (64, torch.float32),
 )
+#: Columns and rows of products by 4-bit weights: each tile, and one whose inputs are divided.
+_INT4_SIZES = ((4096, 16), (4096, 32), (4096, 64), (4096, 4096), (64, 16))
+_INT4_INPUTS = 4096
+#: Kinds of 4-bit weights: inputs of a group, whether there are zero points, and the format of the
+#: scales: the activations', or another one.
+_INT4_KINDS = (
+    (32, False, torch.bfloat16),
+    (128, True, torch.float16),
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -197,6 +214,12 @@ def _all_variants(arch: int) -> Iterator[Variant]:
             yield Variant(f"adapters of rank {rank}, {dtype}", launch)
     for launch in record_launches(KERNELS, _adapt_tiles):
         yield Variant("adapters of a recorded step", launch)
+    for num_columns, num_rows in _INT4_SIZES:
+        for kind in _INT4_KINDS:
+            multiply = partial(_multiply_int4, num_columns, num_rows, *kind)
+            label = f"int4 weights in groups of {kind[0]}, {num_columns} columns, {num_rows} rows"
+            for launch in record_launches(KERNELS, multiply):
+                yield Variant(label, launch)
 
 
 def _meta(*shape: int, dtype: torch.dtype = torch.bfloat16) -> Tensor:
@@ -298,3 +321,17 @@ def _adapt_tiles() -> None:
         max_rank=64,
     )
     add_lora_tiles_triton(_meta(_NUM_TOKENS, 6144), _meta(_NUM_TOKENS, 4096), tiles, (6144,))
+
+
+def _multiply_int4(
+    num_columns: int, num_rows: int, group: int, has_zeros: bool, scales_in: torch.dtype
+) -> None:
+    groups = (_INT4_INPUTS // group, num_columns)
+    weight = PackedInt4(
+        packed=_meta(_INT4_INPUTS // CHUNK, num_columns, CHUNK // 8, dtype=torch.int32),
+        scales=_meta(*groups, dtype=scales_in),
+        zeros=_meta(*groups, dtype=torch.float16) if has_zeros else None,
+        group_size=group,
+        num_inputs=_INT4_INPUTS,
+    )
+    multiply_int4_triton(_meta(num_rows, _INT4_INPUTS), weight, None)

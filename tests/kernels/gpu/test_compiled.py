@@ -64,7 +64,7 @@ def of_kernel(rows: list[Row], kernel: str) -> list[Row]:
 
 def test_every_kernel_compiles(arch: int, rows: list[Row]) -> None:
     # sm_80 has no eight-bit floats.
-    assert len({row["kernel"] for row in rows}) == (19 if arch >= 89 else 17)
+    assert len({row["kernel"] for row in rows}) == (21 if arch >= 89 else 19)
 
 
 def test_no_kernel_spills_registers_in_its_loops(rows: list[Row]) -> None:
@@ -146,6 +146,20 @@ def test_matrix_instructions_of_prefill_overlap(rows: list[Row]) -> None:
     assert not names([row for row in prefill if row["num_matrix_waits_in_a_loop"] > 4])
 
 
+def test_int4_weights_are_widened_without_conversions_for_products_that_overlap(
+    arch: int, rows: list[Row]
+) -> None:
+    products = of_kernel(rows, "int4_linear_kernel")
+    assert {row["constants"]["BLOCK_ROWS"] for row in products} == {16, 32, 64, 128}
+    assert not names(
+        [row for row in products if MATRIX_INSTRUCTION[arch] not in row["matrix_instructions"]]
+    )
+    assert not names([row for row in products if row["num_async_copies"] == 0])
+    assert not names([row for row in products if row["num_slow_conversions"]])
+    assert not names([row for row in products if row["num_matrix_waits_in_a_loop"] > 4])
+    assert not names([row for row in products if row["spill_bytes"]])
+
+
 def test_an_eight_bit_cache_is_widened_two_numbers_at_a_time(rows: list[Row]) -> None:
     attention = [row for row in rows if row["kernel"].endswith("_attention_kernel")]
     eight_bit = [row for row in attention if row["kv_bytes"] == 1]
@@ -156,7 +170,7 @@ def test_elementwise_kernels_leave_room_for_many_warps(rows: list[Row]) -> None:
     """With 64 registers per thread half of a multiprocessor's warps can be resident."""
     kernels = {"write_kv_kernel", "apply_rope_kernel", "rope_and_cache_kernel", "rms_norm_kernel"}
     kernels |= {"gated_activation_kernel", "quantize_fp8_kernel", "sample_pick_kernel"}
-    kernels |= {"route_experts_kernel", "combine_experts_kernel"}
+    kernels |= {"route_experts_kernel", "combine_experts_kernel", "add_int4_parts_kernel"}
     assert not names(
         [row for row in rows if row["kernel"] in kernels and row["num_registers"] > 64]
     )
