@@ -87,10 +87,11 @@ def measure(engine: Engine, prompts: list[list[int]], params: SamplingParams) ->
 
 def ratio_to(plain: list[dict[str, Any]], rounds: list[dict[str, Any]], time: str) -> float:
     """Return the median, over the rounds, of tokens per second over those without drafts."""
-    return statistics.median(
+    ratios: list[float] = [
         (each["tokens"] / each[time]) / (without["tokens"] / without[time])
         for without, each in zip(plain, rounds, strict=True)
-    )
+    ]
+    return statistics.median(ratios)
 
 
 def main() -> None:
