@@ -8,6 +8,7 @@ from typing import Any, Final, Literal, get_args
 
 from .chat import ROLES
 from .errors import ContractError
+from .hidden_media import check_no_media
 from .media import MEDIA_TYPES
 
 QuestionType = Literal["choice", "score", "yes_no"]
@@ -80,7 +81,7 @@ def check_state(state: Any) -> None:
     """
     messages = messages_of(state)
     if messages is None:
-        _check_no_media(state)
+        check_no_media(state)
     for index, message in enumerate(messages or ()):
         role, content = message["role"], message["content"]
         if role not in ROLES:
@@ -92,18 +93,6 @@ def check_state(state: Any) -> None:
             raise ContractError(
                 f"state[{index}] is a message of the assistant, which must not have pictures or "
                 "sounds: put them into one of the user"
-            )
-
-
-def _check_no_media(state: Any) -> None:
-    """Refuse a state that is JSON text, if it is a list that looks like messages with media."""
-    for index, message in enumerate(state if isinstance(state, list) else ()):
-        content = message.get("content") if isinstance(message, Mapping) else None
-        if found := _media_types(content):
-            raise ContractError(
-                f"state[{index}].content has a part of type {min(found)}, and state is not a chat: "
-                "give each message a role and a content that is text or parts, and nothing else",
-                "unsupported_parameter",
             )
 
 

@@ -123,8 +123,8 @@ class Prompt:
                 continue
             try:
                 parts.append(media_part(str(source), kind, self.folder))
-            except (OSError, ValueError) as error:
-                raise ValueError(f"the {kind} of the column {column}: {error}") from None
+            except ValueError as error:
+                raise ValueError(f"{error} (column {column})") from None
         last = messages[-1] if messages and messages[-1]["role"] == "user" else None
         if last is None:
             return [*messages, {"role": "user", "content": parts}] if parts else messages

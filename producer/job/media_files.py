@@ -13,6 +13,8 @@ from batchmill.producer.protocol.media import MediaFile, is_media_id, media_id
 from .media_format import check_kind
 from .media_parts import MediaPart, part_of_file, read_media_part
 
+#: Of a source, in errors.
+_MAX_NAMED_CHARS = 200
 _SCHEMES = ("https://", "http://", "data:")
 
 
@@ -25,15 +27,24 @@ def media_part(source: str, kind: str, folder: Path | None = None) -> MediaPart:
         folder: what a relative path is relative to; None is the current one.
 
     Raises:
-        ValueError: it is too large, or not of this kind.
-        OSError: the file cannot be read.
+        ValueError: the file cannot be read, or it is too large or not of this kind; the message is
+            a sentence that names the source.
     """
     if source.startswith(_SCHEMES) or is_media_id(source):
         return read_media_part({"type": kind, kind: source}, f"the {kind}")
     path = Path(source) if folder is None else folder / source
-    with path.open("rb") as handle:
-        content = handle.read(MAX_MEDIA_BYTES + 1)
-    if len(content) > MAX_MEDIA_BYTES:
-        raise ValueError(f"has more than {MAX_MEDIA_BYTES} bytes, the limit; send a smaller one")
-    check_kind(content, kind)
+    what = f"the {kind} {source[:_MAX_NAMED_CHARS]}"
+    try:
+        with path.open("rb") as handle:
+            content = handle.read(MAX_MEDIA_BYTES + 1)
+        if len(content) > MAX_MEDIA_BYTES:
+            raise ValueError(
+                f"has more than {MAX_MEDIA_BYTES} bytes, the limit; send a smaller one"
+            )
+        check_kind(content, kind)
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise ValueError(f"{what} cannot be read: {reason}") from None
+    except ValueError as error:
+        raise ValueError(f"{what} {error}") from None
     return part_of_file(MediaFile(path, len(content)), kind, media_id(content))

@@ -23,20 +23,22 @@ def check_media(job: GenerationJob, settings: ProducerSettings) -> None:
         JobRejected: the message names the value, the limit and its setting.
     """
     media = job.media
+    where = "messages" if job.decision is None else "decision.state"
     limit = settings.max_media_per_job
     if len(media) > limit:
         raise _rejected(
+            where,
             f"{len(media)} pictures and sounds, the operator's limit is {limit}; send several "
-            "jobs, or raise BATCHMILL_MAX_MEDIA_PER_JOB"
+            "jobs, or raise BATCHMILL_MAX_MEDIA_PER_JOB",
         )
     for part in media:
         if part.content is not None:
-            _check_size(part.content, settings)
+            _check_size(part.content, settings, where)
         if part.url is not None:
             try:
                 read_target(part.url, settings.media_policy)
             except ForbiddenTarget as error:
-                raise _rejected(f"the URL of a part of type {part.type}: {error}") from None
+                raise _rejected(where, f"the URL of a part of type {part.type}: {error}") from None
 
 
 def new_media(job: GenerationJob, settings: ProducerSettings) -> tuple[NewMedia, ...]:
@@ -103,16 +105,18 @@ def _read_file(path: Path, settings: ProducerSettings) -> bytes:
         return handle.read(settings.max_media_bytes + 1)
 
 
-def _check_size(content: bytes | MediaFile, settings: ProducerSettings) -> None:
+def _check_size(
+    content: bytes | MediaFile, settings: ProducerSettings, where: str | None = None
+) -> None:
     limit = settings.max_media_bytes
     if len(content) > limit:
         raise JobRejected(
             f"a picture or a sound has {len(content)} bytes or more, the operator's limit is "
             f"{limit}; send a smaller one, or raise BATCHMILL_MAX_MEDIA_BYTES",
             code="media_too_large",
-            param="messages",
+            param=where,
         )
 
 
-def _rejected(message: str) -> JobRejected:
-    return JobRejected(f"messages: {message}", param="messages")
+def _rejected(where: str, message: str) -> JobRejected:
+    return JobRejected(f"{where}: {message}", param=where)

@@ -90,10 +90,6 @@ def media_parts(media: Iterable[tuple[str, str]]) -> list[Any]:
     for kind, source in media:
         try:
             parts.append(media_part(source, kind))
-        except (OSError, ValueError) as error:
-            raise usage_error(f"--{kind} {source}: {_reason(error)}") from None
+        except ValueError as error:
+            raise usage_error(f"--{kind}: {error}") from None
     return parts
-
-
-def _reason(error: OSError | ValueError) -> str:
-    return (error.strerror or str(error)) if isinstance(error, OSError) else str(error)

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from batchmill.engine.contract.kinds import Kind
-from batchmill.producer.errors import JobRejected
+from batchmill.producer.errors import JobRejected, UnsupportedParameter
 from batchmill.producer.job.document import GenerationJob
 from batchmill.producer.job.validation import parse_document, parse_job
 from batchmill.producer.protocol import keys
@@ -90,7 +90,7 @@ def test_a_list_of_options_has_no_descriptions() -> None:
             decision(
                 state=[{"role": "user", "name": "Ann", "content": [{"type": "image", "url": "x"}]}]
             ),
-            r"state\[0\].content has a part of type image, and state is not a chat",
+            r"state\[0\].content\[0\] is a part of type image, and state is not a chat",
         ),
         (decision(state=[{"role": "judge", "content": "x"}]), r"state\[0\].role is 'judge'"),
         (decision(state={"x": b"y"}), "decision.state: must be JSON: .*bytes"),
@@ -166,7 +166,7 @@ def test_the_pictures_of_a_state_are_taken_out_of_the_document() -> None:
             assert [part.media for part in job.media] == [media_id(PNG)]
             assert job.media[0].content == (None if given is normal else PNG)
             again = parse_document(job.model_dump_json(exclude_none=True))
-            assert again == job
+            assert again.model_dump() == job.model_dump()
             assert [part.media for part in again.media] == [media_id(PNG)]
 
 
@@ -187,9 +187,65 @@ def test_the_parts_of_texts_in_a_state_are_one_text() -> None:
             [{"role": "assistant", "content": [{"type": "image", "image": PNG}]}],
             r"state\[0\] is a message of the assistant",
         ),
-        ([{"type": "image", "image": PNG}] * 17, "pictures and sounds, the limit is 16"),
+        (
+            [{"type": "image", "image": PNG}] * 17,
+            "decision.state: 17 pictures and sounds, the operator's limit is 16",
+        ),
+        ([{"type": "image", "url": "http://a.example/"}], "decision.state: the URL of a part"),
     ],
 )
 def test_pictures_that_cannot_be_seen_are_refused(state: Any, message: str) -> None:
     with pytest.raises(JobRejected, match=message):
         prepare(parse_job(decision(state=state)), ProducerSettings())
+
+
+URL_PART = {"type": "image_url", "image_url": {"url": data_url(PNG)}}
+
+
+@pytest.mark.parametrize(
+    ("state", "place"),
+    [
+        ([URL_PART, {"type": "input_text", "text": "Look."}], "state[0]"),
+        ([URL_PART, {"type": "text", "text": 3}], "state[0]"),
+        ([URL_PART, "Look."], "state[0]"),
+        ([{"type": "text", "text": "Look."}, {"type": "video"}, URL_PART], "state[2]"),
+        (URL_PART, "state"),
+        ([[URL_PART]], "state[0][0]"),
+        ({"role": "user", "content": [URL_PART]}, "state.content[0]"),
+        ({"messages": [{"role": "user", "content": [URL_PART]}]}, "state.messages[0].content[0]"),
+        ([{"role": "user", "content": [[URL_PART]]}], "state[0].content[0][0]"),
+        ([{"role": "user", "content": URL_PART}], "state[0].content"),
+        (
+            [{"role": "user", "content": [{"type": "input_text"}, {"type": "image"}]}],
+            "state[0].content[1]",
+        ),
+        ({"it": {"type": "input_image", "image_url": "https://a.example/"}}, "state.it"),
+        ({"it": {"type": "image", "url": data_url(PNG).replace("data", "DATA")}}, "state.it"),
+        ({"it": {"type": "image", "media": media_id(PNG)}}, "state.it"),
+        (
+            {"it": {"type": "input_audio", "input_audio": {"data": "AAAA", "format": "wav"}}},
+            "state.it",
+        ),
+    ],
+)
+def test_a_picture_inside_json_is_not_read_as_text(state: Any, place: str) -> None:
+    with pytest.raises(UnsupportedParameter) as refusal:
+        parse_job(decision(state=state))
+    assert str(refusal.value).startswith(f"{place} is a part of type ")
+
+
+@pytest.mark.parametrize(
+    "state",
+    [
+        {"items": [{"type": "image", "title": "A view of Rome"}]},
+        {"blocks": [{"type": "image", "image_url": "https://a.example/", "alt_text": "Rome"}]},
+        [{"type": "doc", "content": [{"type": "image", "attrs": {"src": "a.png"}}]}],
+        [{"type": "image", "title": "A view of Rome"}, {"type": "text", "title": "Rome"}],
+        {"role": "editor", "content": {"type": "page", "image": "a.png"}},
+    ],
+)
+def test_other_json_of_these_types_is_read_as_json(state: Any) -> None:
+    job = parse_job(decision(state=state))
+    assert job.decision is not None
+    assert job.decision.state == state
+    assert job.media == []

@@ -170,6 +170,30 @@ def test_a_file_may_be_named_like_an_id(tmp_path: Path) -> None:
     assert media_part(media_id(FLAC), "audio").media == media_id(FLAC)
 
 
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        ("empty.png", "the image empty.png is empty"),
+        (
+            "sound.png",
+            "the image sound.png is of the kind audio, but the part is of the kind image",
+        ),
+        ("none.png", "the image none.png cannot be read: No such file or directory"),
+        ("x" * 5000, f"the image {'x' * 200} cannot be read: File name too long"),
+        ("http:", "the image http: cannot be read: No such file or directory"),
+        ("https://", "the image has a URL that is not fetched: has no host"),
+    ],
+)
+def test_a_file_that_cannot_be_sent_is_named_in_a_sentence(
+    source: str, message: str, tmp_path: Path
+) -> None:
+    (tmp_path / "empty.png").touch()
+    (tmp_path / "sound.png").write_bytes(FLAC)
+    with pytest.raises(ValueError) as refusal:
+        media_part(source, "image", tmp_path)
+    assert str(refusal.value) == message
+
+
 def test_too_many_pictures_are_refused_with_the_limit() -> None:
     part = {"type": "image", "image": PNG}
     with pytest.raises(JobRejected, match=r"100 pictures and sounds, .* limit is 16"):
