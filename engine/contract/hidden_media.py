@@ -1,4 +1,4 @@
-"""Pictures and sounds inside the JSON of a decision's state, where a model would read their text."""
+"""Pictures and sounds inside the JSON of a decision's state, which a model would read as text."""
 
 from __future__ import annotations
 
@@ -33,10 +33,9 @@ def check_no_media(state: Any) -> None:
     while found:
         where, value, is_content = found.popleft()
         if isinstance(value, Mapping):
-            kind = value.get("type")
-            if isinstance(kind, str) and kind in MEDIA_TYPES:
-                if is_content or _is_part(kind, value):
-                    raise _refusal(where, kind)
+            kind = _media_type(value)
+            if kind is not None and (is_content or _is_part(kind, value)):
+                raise _refusal(where, kind)
             found += [
                 (f"{where}.{str(key)[:_MAX_KEY_CHARS]}", each, key == "content" and "role" in value)
                 for key, each in value.items()
@@ -48,6 +47,11 @@ def check_no_media(state: Any) -> None:
                 for index, each in enumerate(value)
                 if isinstance(each, Mapping | list | tuple)
             ]
+
+
+def _media_type(value: Mapping[str, Any]) -> str | None:
+    kind = value.get("type")
+    return kind if isinstance(kind, str) and kind in MEDIA_TYPES else None
 
 
 def _is_part(kind: str, value: Mapping[str, Any]) -> bool:

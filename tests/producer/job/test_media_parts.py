@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import re
 from pathlib import Path
 from typing import Any
 
@@ -189,9 +190,8 @@ def test_a_file_that_cannot_be_sent_is_named_in_a_sentence(
 ) -> None:
     (tmp_path / "empty.png").touch()
     (tmp_path / "sound.png").write_bytes(FLAC)
-    with pytest.raises(ValueError) as refusal:
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
         media_part(source, "image", tmp_path)
-    assert str(refusal.value) == message
 
 
 def test_too_many_pictures_are_refused_with_the_limit() -> None:
