@@ -127,7 +127,7 @@ class OperatorVerbs:
             How many events will be sent again, and which are no longer kept.
 
         Raises:
-            InvalidQuery: the time has no zone, or a name is invalid.
+            InvalidQuery: the time has no zone or has yet to come, or a name is invalid.
             BrokerUnavailable: the broker does not respond; replaying again repeats nothing that
                 still waits.
         """

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 
 from batchmill.producer.errors import InvalidQuery
 from batchmill.producer.moments import moment
@@ -18,6 +18,8 @@ _PAGE_EVENTS = 500
 MAX_WAITING_EVENTS = 100_000
 #: Wait before a call is repeated because too many events wait.
 FULL_WAIT_S = 1.0
+#: By which a time may lie after the broker's clock: clocks differ.
+_CLOCK_SKEW_MS = 60_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,7 +139,7 @@ def since_ms(since: datetime | timedelta, now_ms: int) -> int:
     """Return a time, or an age before `now_ms`, as milliseconds of unix time.
 
     Raises:
-        InvalidQuery: the time has no zone, or the age is negative.
+        InvalidQuery: the time has no zone or has yet to come, or the age is negative.
     """
     if isinstance(since, timedelta):
         if since < timedelta(0):
@@ -145,4 +147,11 @@ def since_ms(since: datetime | timedelta, now_ms: int) -> int:
         return now_ms - int(since.total_seconds() * 1000)
     if since.tzinfo is None:
         raise InvalidQuery(f"since is {since}; give it a time zone, such as datetime.now(UTC)")
-    return int(since.timestamp() * 1000)
+    moment_ms = int(since.timestamp() * 1000)
+    if moment_ms > now_ms + _CLOCK_SKEW_MS:
+        now = datetime.fromtimestamp(now_ms / 1000, UTC)
+        raise InvalidQuery(
+            f"since is {since}, which has yet to come: the broker's clock says {now}; give a time "
+            "before that, and check its zone"
+        )
+    return moment_ms

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from .command_settings import with_setting_flags
-from .errors import CommandError, ExitCode
+from .errors import CommandError, ExitCode, usage_error
 from .options import (
     FlowerPortOption,
     GatewayPortOption,
@@ -58,7 +58,7 @@ def up(
     from batchmill.worker.local.state_dir import default_state_dir
     from batchmill.worker.local.up import UpOptions, run_up
 
-    _check_environment()
+    _check_environment(broker_port)
     run_up(
         UpOptions(
             state_dir=state_dir or default_state_dir(),
@@ -72,14 +72,15 @@ def up(
     )
 
 
-def _check_environment() -> None:
+def _check_environment(broker_port: int | None) -> None:
     """Refuse a broker, a secret or a port that no child could use.
 
     Raises:
-        CommandError: the URL is invalid, or the file of a secret cannot be read.
+        CommandError: the URL is invalid, or the file of a secret cannot be read, or a port is given
+            for a broker that would not be started.
         ChildMisconfigured: the port of the metrics leaves none for each child.
     """
-    from batchmill.producer.broker_url import redis_url
+    from batchmill.producer.broker_url import redact, redis_url
     from batchmill.producer.secrets_from_files import find_secret
     from batchmill.worker.local.metrics_ports import metrics_environment
 
@@ -91,3 +92,8 @@ def _check_environment() -> None:
             redis_url(url)
     except ValueError as error:
         raise CommandError(str(error), code="invalid_settings", exit_code=ExitCode.CONFIG) from None
+    if url and broker_port is not None:
+        raise usage_error(
+            f"--broker-port {broker_port} is of the embedded broker, which is not started because "
+            f"BATCHMILL_BROKER_URL or --broker-url names {redact(url)}; leave out one of them"
+        )

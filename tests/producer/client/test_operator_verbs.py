@@ -105,3 +105,9 @@ def test_an_interrupted_replay_knows_where_it_continues(
 def test_a_time_without_a_zone_is_refused(client: Client, since: datetime | timedelta) -> None:
     with pytest.raises(InvalidQuery, match="since is"):
         client.replay_webhooks(since)
+
+
+def test_a_time_that_has_yet_to_come_is_refused(client: Client) -> None:
+    since = datetime.now(UTC) + timedelta(hours=1)
+    with pytest.raises(InvalidQuery, match="has yet to come: the broker's clock says"):
+        client.replay_webhooks(since)

@@ -128,6 +128,13 @@ def test_jobs_that_need_a_faster_worker_leave_the_wish_of_a_slower_one(bench: An
     assert find(bench, giver) is not None
 
 
+def test_a_wish_to_which_no_job_is_due_is_left_for_others(bench: Any) -> None:
+    ask(bench, tokens_per_s=10.0)
+    assert find(bench, Want("fast@host.0123456789abcdef", 0, 2, 100.0)) is None
+    assert find(bench, Want("alone@host.0123456789abcdef", 0, 1, 10.0)) is None
+    assert find(bench, Want(GIVER.session, 0, 2, 10.0)) is not None
+
+
 def test_no_worker_asks_while_jobs_wait_in_its_queues(bench: Any) -> None:
     ask(bench)
     bench.submit("j")

@@ -94,6 +94,17 @@ def test_a_home_that_cannot_be_written_ends_up_with_the_setting_that_moves_it() 
     assert "set BATCHMILL_STATE_DIR to a folder" in result.stderr
 
 
+def test_a_port_for_a_broker_that_would_not_be_started_is_refused(tmp_path: Path) -> None:
+    result = run(
+        *("up", "--broker-port", "6390", "--state-dir", str(tmp_path)),
+        BATCHMILL_BROKER_URL="redis://:secret@other.invalid:6379/0",
+    )
+    assert result.returncode == ExitCode.USAGE, result.stderr
+    assert "--broker-port 6390 is of the embedded broker" in result.stderr
+    assert "other.invalid" in result.stderr
+    assert "secret" not in result.stderr
+
+
 def test_text_that_the_terminal_cannot_encode_is_escaped() -> None:
     result = run("--help", PYTHONIOENCODING="ascii")
     assert result.returncode == 0, result.stderr

@@ -15,6 +15,7 @@ end
 local function drop_want(model, session) redis.call('HDEL', wants_key(model), session) end
 
 -- Take a wish of another session with an engine of the same identity that is much less loaded; nil if there is none.
+-- A wish to which not even one job is due is left for others.
 -- `least_speedup`: how many times as fast as the caller it must be; 1 = of any speed.
 local function find_want(model, caller, identity, held, speed, least_speedup, now)
   local found = redis.call('HRANDFIELD', wants_key(model), WANTS_READ, 'WITHVALUES')
@@ -28,7 +29,8 @@ local function find_want(model, caller, identity, held, speed, least_speedup, no
       local mine, theirs = speed, tonumber(other_speed) or 0
       if mine <= 0 or theirs <= 0 then mine, theirs = 1, 1 end
       local is_fast_enough = least_speedup <= 1 or theirs >= least_speedup * mine
-      if is_fast_enough and held * theirs > LEAST_RATIO * tonumber(num_jobs) * mine then
+      local ours, due = held * theirs, held * theirs - tonumber(num_jobs) * mine
+      if is_fast_enough and ours > LEAST_RATIO * tonumber(num_jobs) * mine and due >= mine + theirs then
         drop_want(model, session)
         return { session, tonumber(num_places), tonumber(num_jobs), other_speed }
       end
