@@ -15,13 +15,14 @@ from batchmill.kernels.ops.gated_activation import gelu_and_mul, silu_and_mul
 from batchmill.kernels.ops.int4_linear import make_int4_linear
 from batchmill.kernels.ops.int8_linear import make_int8_linear
 from batchmill.kernels.ops.linear import make_linear
-from batchmill.kernels.ops.lora import add_lora
+from batchmill.kernels.ops.lora import add_lora, add_lora_tiles
 from batchmill.kernels.ops.paged_attention import paged_attention
 from batchmill.kernels.ops.rms_norm import add_rms_norm, rms_norm
 from batchmill.kernels.ops.rope import apply_rope
 from batchmill.kernels.ops.rope_and_cache import rope_and_cache
 from batchmill.kernels.ops.sample import sample
 from batchmill.kernels.ops.write_kv import write_kv
+from batchmill.kernels.reference.lora import LoraTiles
 
 PAGE = Path(__file__).parents[3] / "docs" / "architecture.md"
 BACKENDS = ("reference", "numpy", "cpp", "triton")
@@ -50,6 +51,9 @@ CALLS: dict[str, Callable[[], object]] = {
     "int8_linear": lambda: make_int8_linear(ROWS, backend=NOWHERE),
     "int4_linear": lambda: make_int4_linear(ROWS, backend=NOWHERE),
     "add_lora": lambda: add_lora(ROWS, ROWS, (), (8,), backend=NOWHERE),
+    "add_lora_tiles": lambda: add_lora_tiles(
+        ROWS, ROWS, LoraTiles(SLOT, ONE, ONE.new_empty(0, 3), 8), (8,), backend=NOWHERE
+    ),
     "sample": lambda: sample(
         ROWS, torch.ones(1), SLOT, torch.ones(1), torch.ones(1), SLOT, SLOT, backend=NOWHERE
     ),
