@@ -103,6 +103,8 @@ def load_computation(
         _log.info("the weights are stored in %s, and are unpacked%s", scheme.name, kept)
     native_config = _native_config(options.model_impl, values)
     if native_config is not None:
+        if options.max_model_len is not None:  # before any file of weights is opened
+            check_max_model_len(options.max_model_len, native_config.max_position_embeddings)
         native_config = untied_if_stored(folder, native_config, scheme)
         computation = describe_computation(native_config, options.quantization, options.device)
         if stored_as is not None:
@@ -137,8 +139,6 @@ def _load_decoder(
     scheme: Scheme | None,
     kv_scales: KvScales | None,
 ) -> DecoderModel:
-    if options.max_model_len is not None:
-        check_max_model_len(options.max_model_len, config.max_position_embeddings)
     if options.ranks is not None:
         return _load_part(folder, config, options, options.ranks, scheme, kv_scales)
     weights = read_weights(

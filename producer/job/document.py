@@ -332,13 +332,15 @@ class GenerationJob(ChatFields, SamplingControls):
         name = self.plan[0] if media else None
         is_attributed = bool(media) and "attribution" in self.explain
         if is_attributed or (name is not None and name not in MEDIA_SECTIONS):
-            what = "attribution" if is_attributed else name
+            field, what = (
+                ("explain", "the attribution of explain") if is_attributed else (name or "", name)
+            )
             raise validation_error(
                 ContractError(
                     f"{what} is not supported for a chat with pictures or sounds: leave it out",
                     "unsupported_parameter",
                 ),
-                name or "",
+                field,
             )
         return self
 

@@ -46,6 +46,7 @@ REFUSED = {
     "Qwen3-MoE": "is a mixture of experts",
     "Qwen3-MoE, some layers dense, biases, shares not normalised": "is a mixture of experts",
     "Mixtral": "is a mixture of experts",
+    "gpt-oss": "is a mixture of experts",
 }
 COMPUTED = [name for name in NATIVE if name not in REFUSED]
 

@@ -39,7 +39,8 @@ def test_logits_of_every_family_stay_near_the_unquantized_ones(name: str, tmp_pa
     # Steps of 1/127 of the largest in a block, three layers deep; a wrong scale, column or block
     # gives errors as large as the logits themselves, of which the largest is three to four times
     # this spread.
-    tolerance = 0.5 * want[0].std().item()
+    # gpt-oss has one row at 0.57, the other at 0.15; plain torch with int8 weights agrees to 1e-6.
+    tolerance = (0.7 if name == "gpt-oss" else 0.5) * want[0].std().item()
     assert 0 < largest_error(make_runner(loaded.model), requests, want, [20, 13]) <= tolerance
 
 
