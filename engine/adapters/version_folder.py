@@ -110,6 +110,8 @@ def delete_version(folder: Path, digest: str, *, if_older_than_s: float) -> bool
     """
     target = folder / digest
     try:
+        if target.stat().st_mtime >= if_older_than_s:
+            return False  # it is not moved even for a moment, in which a worker would not find it
         room = Path(tempfile.mkdtemp(prefix=".deleting-", dir=folder))
         try:
             old = target.rename(room / "old")  # nobody renews it from here on

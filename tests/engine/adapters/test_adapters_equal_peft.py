@@ -119,8 +119,11 @@ def test_mixed_batch_equals_peft(
 
 
 @pytest.mark.feature("guidance_scale")
-def test_guided_outputs_of_adapters_equal_peft(adapters: Adapters, make_engine: MakeEngine) -> None:
-    engine = make_engine(max_num_seqs=4, lora_bytes=60_000)
+@pytest.mark.parametrize("decode_graphs", [False, True], ids=["plain", "replayed"])
+def test_guided_outputs_of_adapters_equal_peft(
+    adapters: Adapters, make_engine: MakeEngine, *, decode_graphs: bool
+) -> None:
+    engine = make_engine(max_num_seqs=4, lora_bytes=60_000, decode_graphs=decode_graphs)
     params = replace(GREEDY, guidance_scale=SCALE, negative_prompt=NEGATIVE)
     expected = {
         f"{turn} {digest}": (digest, tokens)
@@ -132,4 +135,38 @@ def test_guided_outputs_of_adapters_equal_peft(adapters: Adapters, make_engine: 
     outputs = {name: outputs[-1].token_ids for name, outputs in run(engine).items()}
     assert outputs == {name: tokens for name, (_, tokens) in expected.items()}
     assert adapters.guided != {each: adapters.expected[each] for each in adapters.guided}
+    check_nothing_is_lost(engine)
+
+
+#: Controls of the requests of one step, of which some read the tokens of the step before.
+CONTROLS: list[dict[str, Any]] = [
+    {},
+    {"repetition_penalty": 1.3},
+    {"logprobs": 2},
+    {"logit_bias": dict.fromkeys(range(20, 28), 6.0)},  # repeats itself, so that there are drafts
+    {"temperature": 0.8, "seed": 5},
+]
+
+
+def with_controls(engine: Engine, adapters: Adapters) -> dict[str, tuple[Any, ...]]:
+    """Return the tokens of requests with other adapters and controls, all in one batch."""
+    prompt = PROMPT[:6] * 3
+    digests = list(adapters.expected)
+    for index in range(9):
+        params = replace(GREEDY, **CONTROLS[index % len(CONTROLS)])
+        engine.add_request(f"{index}", prompt, params, lora=digests[index % len(digests)])
+    return {name: tuple(outputs[-1].token_ids) for name, outputs in run(engine).items()}
+
+
+def test_drafts_and_controls_of_replayed_steps_with_adapters_change_no_token(
+    adapters: Adapters, make_engine: MakeEngine
+) -> None:
+    expected = with_controls(make_engine(max_num_seqs=9), adapters)
+    drafts = {"num_speculative_tokens": 3, "prompt_lookup_min": 1, "speculative_max_num_seqs": 9}
+    engine = make_engine(max_num_seqs=9, decode_graphs=True, **drafts)
+    for _ in range(2):
+        assert with_controls(engine, adapters) == expected
+    assert engine.stats().num_draft_tokens > 0
+    kinds = engine.stats().num_steps_by_kind
+    assert {kind for kind, count in kinds.items() if count} <= {StepKind.GRAPH, StepKind.PADDED}
     check_nothing_is_lost(engine)
