@@ -38,7 +38,7 @@ async def _create(request: Request) -> Response:
     fields, cancels = await read_request(request, backend.settings, read_decision)
     with body_names(DECISIONS):
         job = await checked_job(request, backend, key, fields)
-    job_id = await submit_job(request, backend, key, job, job_details(LineKind.DECIDE.value))
+        job_id = await submit_job(request, backend, key, job, job_details(LineKind.DECIDE.value))
     result = await wait_for_result(request, backend, job_id, cancels=cancels)
     return JSONResponse(response_body(LineKind.DECIDE, result))
 

@@ -62,6 +62,8 @@ def test_a_decision_is_answered_in_one_form(openai: OpenAI, site: Site, path: st
         ({"temperature": 0.5}, "temperature"),
         ({"questions": {}}, "questions"),
         ({"rotations": 100}, "rotations"),
+        ({"state": [{"type": "image", "url": "http://a.example/"}]}, " - state: the URL of a part"),
+        ({"state": [{"type": "input_image", "image_url": "x"}, "Look."]}, " - state[0] is a part"),
     ],
 )
 def test_a_wrong_field_is_refused_by_name(
