@@ -1,10 +1,14 @@
-"""Connections of the consumer to the broker, which come back within seconds after an outage."""
+"""Connections of a worker to the broker, which come back within seconds after an outage."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import wraps
 from typing import Any, Final
 
 from kombu import Connection
+from kombu.connection import ConnectionPool, PooledConnection
+from redis.exceptions import ConnectionError as RedisConnectionError
 
 #: Wait before the first attempt to connect again, how much longer each wait is than the one
 #: before, and the longest one. kombu's own waits grow to half a minute, and Celery has no setting.
@@ -28,3 +32,55 @@ class BrokerConnection(Connection):
         }
         ensure: Any = super()._ensure_connection
         return ensure(*args, **(waits | kwargs))
+
+    def Pool(self, limit: int | None = None, **options: Any) -> ConnectionPool:
+        """Return a pool of connections for publishing.
+
+        Args:
+            limit: most connections.
+            options: of kombu's pool.
+        """
+        kind: Any = _Pool
+        pool: ConnectionPool = kind(self, limit, **options)
+        return pool
+
+
+class _PublishingConnection(PooledConnection):
+    """kombu's pooled connection, which publishes on no closed channel."""
+
+    def ensure(self, obj: Any, fun: Callable[..., Any], *args: Any, **options: Any) -> Any:
+        """Return a function that repeats `fun` on a new channel if the connection breaks.
+
+        kombu closes a channel after a cut, and may hand it out again. It then fails before anything
+        is sent, by an `AttributeError`, which neither kombu nor Celery takes for a cut: a task that
+        follows another would not be sent, and the other one count as failed.
+
+        Args:
+            obj: what owns the channel, such as a producer.
+            fun: publishes through it.
+            args: further ones of kombu's method.
+            options: as well.
+        """
+
+        @wraps(fun)
+        def attempt(*given: Any, **named: Any) -> Any:
+            try:
+                return fun(*given, **named)
+            except AttributeError as error:
+                channel = getattr(obj, "channel", None)
+                if channel is None or channel.connection is not None:
+                    raise
+                raise RedisConnectionError("kombu's channel was closed after a cut") from error
+
+        ensure: Any = super().ensure
+        return ensure(obj, attempt, *args, **options)
+
+
+class _Pool(ConnectionPool):
+    """kombu's pool, with connections of ours."""
+
+    def new(self) -> Any:
+        """Return a connection that is not open yet."""
+        connection: Any = self.connection
+        kind: Any = _PublishingConnection
+        return kind(self, **dict(connection._info(resolve=False)))
