@@ -76,8 +76,8 @@ def _check_environment(broker_port: int | None) -> None:
     """Refuse a broker, a secret or a port that no child could use.
 
     Raises:
-        CommandError: the URL is invalid, or the file of a secret cannot be read, or a port is given
-            for a broker that would not be started.
+        CommandError: the URL is invalid, or names several shards; the file of a secret cannot be
+            read; or a port is given for a broker that would not be started.
         ChildMisconfigured: the port of the metrics leaves none for each child.
     """
     from batchmill.producer.broker_url import redact, redis_url
@@ -88,6 +88,11 @@ def _check_environment(broker_port: int | None) -> None:
 
     try:
         find_secret("BATCHMILL_WEBHOOK_SECRET")
+        if find_secret("BATCHMILL_BROKER_URLS"):
+            raise ValueError(
+                "`batchmill up` runs with one broker, and BATCHMILL_BROKER_URLS names a list of "
+                "shards: unset it, or start the programs of each shard by their own commands"
+            )
         if url := find_secret("BATCHMILL_BROKER_URL"):
             redis_url(url)
     except ValueError as error:

@@ -105,6 +105,16 @@ def test_a_port_for_a_broker_that_would_not_be_started_is_refused(tmp_path: Path
     assert "secret" not in result.stderr
 
 
+def test_a_list_of_shards_is_refused_before_anything_is_started(tmp_path: Path) -> None:
+    result = run(
+        *("up", "--engine", "stub", "--state-dir", str(tmp_path / "state")),
+        BATCHMILL_BROKER_URLS="a=redis://a.invalid:6379/0 b=redis://b.invalid:6379/0",
+    )
+    assert result.returncode == ExitCode.CONFIG, result.stderr
+    assert "BATCHMILL_BROKER_URLS names a list of shards: unset it" in result.stderr
+    assert not (tmp_path / "state").exists()
+
+
 def test_text_that_the_terminal_cannot_encode_is_escaped() -> None:
     result = run("--help", PYTHONIOENCODING="ascii")
     assert result.returncode == 0, result.stderr
