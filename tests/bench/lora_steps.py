@@ -47,7 +47,14 @@ def write_adapters(config: ModelConfig, root: Path, rank: int) -> list[str]:
                     tensors[f"{name}.lora_B.weight"] = torch.randn(width, rank) * 0.01
         folder = root / f"peft-{number}"
         folder.mkdir()
-        peft = {"peft_type": "LORA", "r": rank, "lora_alpha": rank, "bias": "none"}
+        targets = sorted({name.split(".")[-3] for name in tensors})
+        peft = {
+            "peft_type": "LORA",
+            "r": rank,
+            "lora_alpha": rank,
+            "bias": "none",
+            "target_modules": targets,
+        }
         (folder / "adapter_config.json").write_text(json.dumps(peft))
         save_file(tensors, folder / "adapter_model.safetensors")
         files = read_files(folder)
