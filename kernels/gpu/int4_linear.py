@@ -127,12 +127,12 @@ def int4_linear_kernel(
         high = (chunk * CHUNK + HALF) // GROUP * num_columns + read_columns
         scale_low = tl.load(scales + low)
         scale_high = scale_low
-        if GROUP < CHUNK:
+        if GROUP % CHUNK != 0:  # a group may end between the halves
             scale_high = tl.load(scales + high)
         if HAS_ZEROS:
             zero_low = tl.load(zeros + low).to(tl.float32)
             zero_high = zero_low
-            if GROUP < CHUNK:
+            if GROUP % CHUNK != 0:
                 zero_high = tl.load(zeros + high).to(tl.float32)
         dtype: tl.constexpr = x.dtype.element_ty
         sums = tl.dot(_widen(both & 15, zero_low, scale_low, dtype), x_low, sums)

@@ -83,13 +83,16 @@ def check(x: Tensor, of: GroupedWeight, bias: Tensor | None = None) -> None:
 
 
 #: Rows, columns, inputs and inputs of a group: groups smaller and larger than what is packed
-#: together, inputs that do not fill it, columns and rows that do not fill a tile, and each tile.
+#: together, groups that end in the middle of it, inputs that do not fill it, columns and rows that
+#: do not fill a tile, and each tile.
 SIZES = [
     (1, 64, 64, 32),
     (3, 70, 96, 32),
     (16, 130, 256, 128),
     (17, 64, 192, 64),
     (40, 33, 160, 32),
+    (5, 40, 288, 96),
+    (2, 33, 320, 160),
     (70, 129, 384, 128),
     (130, 64, 128, 64),
 ]
