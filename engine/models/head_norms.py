@@ -17,8 +17,9 @@ from .model_config import ModelConfig
 class HeadNorms:
     """The norms of one layer.
 
-    After the rotation, only the weights remain: a rotation changes no norm. A score is a sum over
-    the elements of a head, so that the weights of keys may be factors on queries.
+    After the rotation, only the weights remain: a rotation without a factor on its cosines and
+    sines changes no norm. A score is a sum over the elements of a head, so that the weights of keys
+    may be factors on queries.
 
     Attributes:
         q_weight: [head_dim], applied to each head of queries before the rotation, or None.

@@ -127,6 +127,9 @@ def hunyuan_dense(config: HfConfig) -> dict[str, Any]:
         head_dim = int(config["head_dim"])
         theta = rope.theta * float(alpha) ** (head_dim / (head_dim - 2))
         rope = replace(rope, theta=theta, rope_type="default")
+    # The norms divide by any factor on cosines and sines again; they are computed before the
+    # rotation here (see `HeadNorms`), where the factor would remain.
+    rope = replace(rope, attention_factor=1.0)
     return {
         "layers": (LayerConfig(AttentionConfig(rope)),) * int(config["num_hidden_layers"]),
         "qkv_bias": bias,

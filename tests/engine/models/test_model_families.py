@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from transformers import PreTrainedModel
+from transformers import HunYuanDenseV1Config, PreTrainedModel
 
 from batchmill.engine import Engine, EngineConfig
 from batchmill.engine.errors import ConfigError
 from batchmill.engine.loading.loading import LoadedModel, load_model
 
-from ...support.tiny_models import ALL, NATIVE, OTHERS, random_model
+from ...support.tiny_models import ALL, NATIVE, OTHERS, SIZES, random_model
 from ..greedy_checks import WAYS, Tokens, greedy_of_transformers
 from ..model_steps import full_logits, largest_error, make_requests, make_runner
 
@@ -76,6 +76,21 @@ def test_logits_with_our_attention_equal_those_of_transformers(
     want = full_logits(tiny.hf_model, requests)
     assert max(logits.abs().max().item() for logits in want) > 1  # logits worth comparing
     assert largest_error(make_runner(model), requests, want, cuts) <= 1e-4
+
+
+def test_norms_after_the_rotation_undo_the_factor_of_yarn(tmp_path: Path) -> None:
+    rope: dict[str, Any] = {
+        "rope_type": "yarn",
+        "rope_theta": 1e4,
+        "factor": 4.0,
+        "original_max_position_embeddings": 64,
+    }
+    config = HunYuanDenseV1Config(**SIZES, head_dim=16, rope_parameters=rope)
+    hf_model = random_model(config, tmp_path)
+    loaded = load_model(str(tmp_path), dtype="float32", device="cpu", model_impl="native")
+    requests = make_requests([1, 7, 33, 40], loaded.config.vocab_size)
+    want = full_logits(hf_model, requests)
+    assert largest_error(make_runner(loaded.model), requests, want, [5, 11, 3, 21]) <= 1e-4
 
 
 def test_longrope_is_refused_beyond_its_training_context(
