@@ -19,7 +19,7 @@ from batchmill.engine.models.kv_scales import KvScales
 
 #: A scale's layer, its module, and what it is; `kv_scale` is of keys and of values.
 _NAME: Final = re.compile(
-    r"(?:.+\.)?layers\.(\d+)\.self_attn\.(?:([kv])_proj\.)?"
+    r"(?:.+\.)?layers\.(\d+)\.self_attn\.(?:([kv])_proj\.|qkv_proj\.)?"
     r"(?:([kv]|kv)_scale|([kv])_zero_point|output_scale)"
 )
 
@@ -67,6 +67,25 @@ def read_kv_scales(
         return KvScales(problem=problem)
     keys, values = (tuple(each[layer] for layer in layers) for each in scales.values())
     return KvScales(keys, values)
+
+
+def refuse_kv_scales(
+    stored: Mapping[str, Path], num_layers: int, architecture: str
+) -> KvScales | None:
+    """Return the scales of a model that transformers computes: none, or why they are not used.
+
+    Args:
+        stored: The file of each stored tensor.
+        num_layers: Layers of the model.
+        architecture: Its name, for the message.
+
+    Raises:
+        ModelLoadError: a file cannot be read.
+    """
+    if read_kv_scales(stored, num_layers, {}) is None:
+        return None
+    problem = f"this {architecture} is computed by transformers, which does not use them here"
+    return KvScales(problem=problem)
 
 
 def _problem_of(settings: Mapping[str, Any]) -> str:

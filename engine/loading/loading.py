@@ -23,11 +23,13 @@ from batchmill.engine.memory.device_memory import (
 )
 from batchmill.engine.model_shape import ModelShape
 from batchmill.engine.models.decoder import DecoderModel
+from batchmill.engine.models.families import architecture_name
 from batchmill.engine.models.feed_forward import LinearFactory
 from batchmill.engine.models.kv_scales import KvScales
 from batchmill.engine.models.model import Model
 from batchmill.engine.models.score_head import ScoreHead
 from batchmill.engine.models.split_layers import Ranks
+from batchmill.engine.models.weight_files import stored_names
 from batchmill.engine.text.tokenizer import Tokenizer
 
 from .computation import load_computation, read_hf_config
@@ -35,6 +37,7 @@ from .config_check import brief
 from .end_tokens import read_eos_token_ids
 from .fingerprint import model_identity
 from .generation_config import sampling_defaults
+from .kv_scales import refuse_kv_scales
 from .load_options import LoadOptions
 from .model_source import DEMO_SAMPLING, model_folder
 from .pooling_files import PoolingDefaults, longest_text, pooling_defaults
@@ -157,8 +160,16 @@ def _load_folder(folder: Path, options: LoadOptions) -> LoadedModel:
         sampling_defaults=sampling_defaults(folder),
         pooling=pooling_defaults(folder),
         score_head=_score_head(model, hf_config),
-        kv_scales=model.kv_scales if isinstance(model, DecoderModel) else None,
+        kv_scales=_kv_scales(folder, model, values),
         media=media,
+    )
+
+
+def _kv_scales(folder: Path, model: Model, values: dict[str, Any]) -> KvScales | None:
+    if isinstance(model, DecoderModel):
+        return model.kv_scales
+    return refuse_kv_scales(
+        stored_names(folder), model.config.num_layers, architecture_name(values)
     )
 
 

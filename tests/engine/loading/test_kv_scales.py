@@ -22,6 +22,7 @@ from batchmill.engine.models.decoder import DecoderModel
 from batchmill.engine.models.kv_scales import KvScales, check_kv_scales
 from batchmill.kernels.ops.linear import dense_linear
 
+from ...support.tiny_models import ALL, random_model
 from ..models.test_decoder_triton import logits_of
 from .quantized.oracle import (
     LLAMA,
@@ -100,8 +101,12 @@ def test_scales_are_found_under_the_names_of_compressed_tensors(tmp_path: Path) 
 
 @pytest.mark.parametrize(
     "names",
-    [("k_proj.k_scale", "v_proj.v_scale"), ("k_proj.output_scale", "v_proj.output_scale")],
-    ids=["modelopt", "before-compressed-tensors"],
+    [
+        ("k_proj.k_scale", "v_proj.v_scale"),
+        ("k_proj.output_scale", "v_proj.output_scale"),
+        ("qkv_proj.k_scale", "qkv_proj.v_scale"),
+    ],
+    ids=["modelopt", "before-compressed-tensors", "joined"],
 )
 def test_scales_are_found_under_other_names(names: tuple[str, str], tmp_path: Path) -> None:
     stored = {
@@ -166,3 +171,21 @@ def test_scales_of_a_dense_checkpoint_are_read(tmp_path: Path) -> None:
     write(tmp_path, SCALES)
     change_config(tmp_path, quantization_config=None)
     assert load(tmp_path).kv_scales == KvScales((128.0, 256.0), (64.0, 128.0))
+
+
+@pytest.mark.parametrize("name", ["Arcee", "Llama"])
+def test_scales_are_refused_by_name_if_transformers_computes_the_model(
+    name: str, tmp_path: Path
+) -> None:
+    random_model(ALL[name], tmp_path)
+    change_tensors(tmp_path, SCALES)
+    loaded = load_model(str(tmp_path), dtype="float32", device="cpu", model_impl="transformers")
+    problem = rf"this {name}ForCausalLM is computed by transformers, which does not use them here"
+    with pytest.raises(ConfigError, match=rf"kv_cache_dtype is 'fp8'.*{problem}.*'auto'"):
+        check_kv_scales("fp8", loaded.kv_scales)
+    check_kv_scales("auto", loaded.kv_scales)
+
+
+def test_a_model_without_scales_that_transformers_computes_has_none(tmp_path: Path) -> None:
+    random_model(ALL["Arcee"], tmp_path)
+    assert load_model(str(tmp_path), dtype="float32", device="cpu").kv_scales is None
