@@ -299,7 +299,10 @@ def test_queries_may_be_a_view_of_a_fused_projection() -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
-def test_an_eight_bit_cache_is_read_with_its_scales(dtype: torch.dtype) -> None:
+@pytest.mark.parametrize("has_sinks", [False, True])
+def test_an_eight_bit_cache_is_read_with_its_scales(dtype: torch.dtype, has_sinks: bool) -> None:
+    # Scores of nothing are not scaled: those of keys are, before they are compared.
+    sinks = torch.tensor([-1e4, -1.0, 0.0, 1.5, 4.0, 1e4], device=DEVICE) if has_sinks else None
     case = make_case(MIXED_QUERY_LENS, MIXED_SEQ_LENS, dtype=dtype)
     stored = replace(
         case,
@@ -309,7 +312,7 @@ def test_an_eight_bit_cache_is_read_with_its_scales(dtype: torch.dtype) -> None:
     seen = replace(
         case, k_cache=stored.k_cache.to(dtype) * 0.5, v_cache=stored.v_cache.to(dtype) * 0.25
     )
-    assert_close(stored.run(k_scale=0.5, v_scale=0.25), seen.want())
+    assert_close(stored.run(k_scale=0.5, v_scale=0.25, sinks=sinks), seen.want(sinks=sinks))
 
 
 def test_a_query_beyond_float16_stays_finite_with_an_eight_bit_cache() -> None:
