@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from itertools import chain
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -13,6 +12,14 @@ from torch import Tensor
 
 from .adapter_rows import AdapterRows, group_adapter_rows
 from .adapter_tiles import RecordedAdapters
+from .batch_layout import (
+    BatchLayout,
+    Sequences,
+    chunk_input_ids,
+    rows_with_logits,
+    rows_with_states,
+    split_drafts,
+)
 from .feature_rows import FeatureRows, FeatureSource, gather_features
 from .request_rows import RequestRows
 from .rope_positions import fill_rope_positions
@@ -158,14 +165,14 @@ class StepInputBuilder:
         blocks = block_tables[layout.seqs, layout.positions // self._block_size]
         slots = blocks * np.int64(self._block_size) + layout.positions % self._block_size
         num_decodes = len(batch.decodes)
-        state_rows = _rows_with_states(batch, layout)
-        wanted_rows = np.concatenate([_rows_with_logits(batch, layout), state_rows])
-        seqs = _Sequences(layout.cu_seqlens_q, layout.seq_lens, block_tables)
+        state_rows = rows_with_states(batch, layout)
+        wanted_rows = np.concatenate([rows_with_logits(batch, layout), state_rows])
+        seqs = Sequences(layout.cu_seqlens_q, layout.seq_lens, block_tables)
         if self._splits_drafts and batch.has_drafts:
-            seqs = _split_drafts(batch, seqs)
+            seqs = split_drafts(batch, seqs)
         ids, positions, slot_mapping, sample_rows, decode_rows, tables, starts, lengths = (
             self._uploader.upload(
-                _input_ids(batch),
+                chunk_input_ids(batch),
                 layout.positions,
                 slots,
                 wanted_rows,
@@ -195,13 +202,13 @@ class StepInputBuilder:
             steered=self._steered_rows(batch, layout, wanted_rows) if batch.is_steered else (),
         )
 
-    def _features(self, batch: ScheduledBatch, layout: _Layout) -> FeatureRows | None:
+    def _features(self, batch: ScheduledBatch, layout: BatchLayout) -> FeatureRows | None:
         if self._feature_source is None or not batch.chunks:
             return None
         chunk_starts = layout.cu_seqlens_q[len(batch.decodes) : -1]
         return gather_features(batch, chunk_starts, self._feature_source, self._uploader)
 
-    def _rope_positions(self, batch: ScheduledBatch, layout: _Layout) -> Tensor:
+    def _rope_positions(self, batch: ScheduledBatch, layout: BatchLayout) -> Tensor:
         """Return [num_tokens] for a step that only decodes, else [3, num_tokens]."""
         num_decodes = len(batch.decodes)
         offsets = self._rows.position_offset[self._rows.rows_of(batch)[:num_decodes]]
@@ -218,13 +225,13 @@ class StepInputBuilder:
         return uploaded
 
     def _adapter_rows(
-        self, batch: ScheduledBatch, layout: _Layout, wanted_rows: NDArray[np.int64]
+        self, batch: ScheduledBatch, layout: BatchLayout, wanted_rows: NDArray[np.int64]
     ) -> tuple[AdapterRows, ...]:
         adapters = [request.adapter for request in batch.requests]
         return group_adapter_rows(adapters, layout.seqs, wanted_rows, self._uploader)
 
     def _steered_rows(
-        self, batch: ScheduledBatch, layout: _Layout, wanted_rows: NDArray[np.int64]
+        self, batch: ScheduledBatch, layout: BatchLayout, wanted_rows: NDArray[np.int64]
     ) -> tuple[RowGroup[Steering], ...]:
         steerings = [request.steering for request in batch.requests]
         return group_rows(steerings, layout.seqs, wanted_rows, self._uploader)
@@ -268,11 +275,11 @@ class StepInputBuilder:
         block_ids: NDArray[np.int32] = self._tables[rows, columns]
         return block_ids
 
-    def _lay_out(self, batch: ScheduledBatch) -> _Layout:
+    def _lay_out(self, batch: ScheduledBatch) -> BatchLayout:
         decode_starts = self._rows.decode_starts(batch)
         if not batch.chunks:
             starts, one_each = decode_starts, self._one_each[: len(batch.decodes) + 1]
-            return _Layout(starts, starts + 1, one_each, one_each[:-1], starts)
+            return BatchLayout(starts, starts + 1, one_each, one_each[:-1], starts)
         chunk_starts = np.array([item.num_computed_tokens for item in batch.chunks], dtype=np.int64)
         chunk_counts = np.array([item.num_new_tokens for item in batch.chunks], dtype=np.int64)
         starts = np.concatenate([decode_starts, chunk_starts])
@@ -281,10 +288,10 @@ class StepInputBuilder:
         np.cumsum(counts, out=cu_seqlens_q[1:])
         seqs = np.repeat(np.arange(len(starts)), counts)
         positions = np.arange(cu_seqlens_q[-1]) + (starts - cu_seqlens_q[:-1])[seqs]
-        return _Layout(starts, starts + counts, cu_seqlens_q, seqs, positions)
+        return BatchLayout(starts, starts + counts, cu_seqlens_q, seqs, positions)
 
     def _block_tables(
-        self, batch: ScheduledBatch, rows: NDArray[np.int64], layout: _Layout
+        self, batch: ScheduledBatch, rows: NDArray[np.int64], layout: BatchLayout
     ) -> NDArray[np.int32]:
         """Return block ids, [num_seqs, max_blocks] int32, 0 past each sequence's last block."""
         self.keep_up(batch)
@@ -310,93 +317,3 @@ class StepInputBuilder:
         if stop > start:
             self._tables[row, start:stop] = request.block_ids[start:stop]
             self._num_copied[row] = stop
-
-
-@dataclass(frozen=True)
-class _Layout:
-    """Positions and lengths of a batch's tokens; all int64."""
-
-    starts: NDArray[np.int64]  # [num_seqs]: position of each request's first token of the step
-    seq_lens: NDArray[np.int64]  # [num_seqs]
-    cu_seqlens_q: NDArray[np.int64]  # [num_seqs + 1]
-    seqs: NDArray[np.int64]  # [num_tokens]: index of the request of each token
-    positions: NDArray[np.int64]  # [num_tokens]
-
-
-class _Sequences(NamedTuple):
-    """The sequences of a batch as attention sees them."""
-
-    cu_seqlens_q: NDArray[np.int64]  # [num_seqs + 1]
-    seq_lens: NDArray[np.int64]  # [num_seqs]
-    block_tables: NDArray[np.int32]  # [num_seqs, max_blocks]
-
-
-def _split_drafts(batch: ScheduledBatch, seqs: _Sequences) -> _Sequences:
-    """Make a sequence of one token of each draft token, and of the token before it."""
-    counts = np.diff(seqs.cu_seqlens_q)
-    num_decodes = len(batch.decodes)
-    has_drafts = np.array([bool(item.draft_token_ids) for item in batch.chunks], dtype=np.bool_)
-    parts = np.ones_like(counts)
-    parts[num_decodes:][has_drafts] = counts[num_decodes:][has_drafts]
-    of_part = np.repeat(np.arange(len(counts)), parts)
-    # Of a request's parts the first is as much shorter as there are others, and the last is whole.
-    num_after = np.cumsum(parts)[of_part] - 1 - np.arange(len(of_part))
-    lengths = np.where(parts[of_part] > 1, 1, counts[of_part])
-    return _Sequences(
-        np.concatenate([[0], np.cumsum(lengths)]),
-        seqs.seq_lens[of_part] - num_after,
-        seqs.block_tables[of_part],
-    )
-
-
-def _rows_with_logits(batch: ScheduledBatch, layout: _Layout) -> NDArray[np.int64]:
-    """Return the ascending rows of [num_tokens] whose logits are needed."""
-    last_rows: NDArray[np.int64] = layout.cu_seqlens_q[1:] - 1
-    num_decodes = len(batch.decodes)
-    if not batch.chunks:
-        return last_rows
-    wanted = [
-        row
-        for last, item in zip(last_rows[num_decodes:].tolist(), batch.chunks, strict=True)
-        for row in range(last + 1 - item.num_sampled_tokens, last + 1)
-    ]
-    # The logits of one token score the token after it.
-    wanted += [
-        start + position - 1 - item.num_computed_tokens
-        for start, item in zip(
-            layout.cu_seqlens_q[num_decodes:-1].tolist(), batch.chunks, strict=True
-        )
-        for position in item.scored
-    ]
-    return np.concatenate([last_rows[:num_decodes], np.sort(np.array(wanted, dtype=np.int64))])
-
-
-def _rows_with_states(batch: ScheduledBatch, layout: _Layout) -> NDArray[np.int64]:
-    """Return the ascending rows of [num_tokens] whose final states pooled requests need."""
-    if not batch.chunks or batch.chunks[-1].request.pooling is None:
-        return np.empty(0, dtype=np.int64)
-    starts = layout.cu_seqlens_q[len(batch.decodes) : -1].tolist()
-    rows = [
-        np.arange(positions.start, positions.stop, dtype=np.int64) - item.num_computed_tokens + at
-        for at, item in zip(starts, batch.chunks, strict=True)
-        if (positions := item.pooled_positions)
-    ]
-    return np.concatenate([np.empty(0, dtype=np.int64), *rows])
-
-
-def _input_ids(batch: ScheduledBatch) -> NDArray[np.int64]:
-    """Return the chunks' token ids, after a placeholder for the last token of each decode."""
-    placeholders = np.zeros(len(batch.decodes), dtype=np.int64)
-    if not batch.chunks:
-        return placeholders
-    slices = (
-        chain(
-            item.request.token_ids_slice(
-                item.num_computed_tokens, item.num_computed_tokens + item.num_new_tokens
-            ),
-            item.draft_token_ids,
-        )
-        for item in batch.chunks
-    )
-    token_ids = np.fromiter(chain.from_iterable(slices), dtype=np.int64)
-    return np.concatenate([placeholders, token_ids])
