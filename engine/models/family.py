@@ -8,13 +8,16 @@ from typing import Any
 
 from batchmill.engine.errors import UnsupportedModelError
 
-from .model_config import Activation, AttentionConfig, LayerConfig
+from .model_config import Activation, AttentionConfig, LayerConfig, RopeConfig
 from .rope_config import read_rope
 
 #: Our names of activations, by Hugging Face's.
 _ACTIVATIONS: dict[str, Activation] = {"silu": "silu", "gelu_pytorch_tanh": "gelu_tanh"}
 
 HfConfig = Mapping[str, Any]
+
+#: Of layers that do not rotate queries and keys.
+UNROTATED = RopeConfig(theta=1.0, rope_type="none")
 
 
 @dataclass(frozen=True, slots=True)

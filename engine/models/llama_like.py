@@ -7,8 +7,8 @@ from typing import Any
 
 from batchmill.engine.errors import UnsupportedModelError
 
-from .family import HfConfig, layers, same_window, windows_by_type
-from .model_config import AttentionConfig, LayerConfig, RopeConfig
+from .family import UNROTATED, HfConfig, layers, same_window, windows_by_type
+from .model_config import AttentionConfig, LayerConfig
 from .rope_config import read_rope
 
 
@@ -58,12 +58,12 @@ def seed_oss(config: HfConfig) -> dict[str, Any]:
 def smollm3(config: HfConfig) -> dict[str, Any]:
     """Read SmolLM3: some layers do not rotate."""
     bias = bool(config.get("attention_bias"))
-    rope, unrotated = read_rope(config), RopeConfig(theta=1.0, rope_type="none")
+    rope = read_rope(config)
     has_windows = config.get("use_sliding_window") and config.get("sliding_window") is not None
     windows = windows_by_type(config) if has_windows else same_window(config, None)
     return {
         "layers": tuple(
-            LayerConfig(AttentionConfig(rope if is_rotated else unrotated, window))
+            LayerConfig(AttentionConfig(rope if is_rotated else UNROTATED, window))
             for is_rotated, window in zip(config["no_rope_layers"], windows, strict=True)
         ),
         "qkv_bias": bias,
@@ -141,12 +141,8 @@ def hunyuan_dense(config: HfConfig) -> dict[str, Any]:
 
 def granite(config: HfConfig) -> dict[str, Any]:
     """Read Granite: factors on embeddings, scores, outputs of networks and logits."""
-    bias = bool(config.get("attention_bias"))
     return {
-        "layers": layers(config, same_window(config, None)),
-        "qkv_bias": bias,
-        "output_bias": bias,
-        "mlp_bias": bool(config.get("mlp_bias")),
+        **llama(config),
         "embedding_scale": float(config["embedding_multiplier"]),
         "attention_scale": float(config["attention_multiplier"]),
         "residual_scale": float(config["residual_multiplier"]),

@@ -7,6 +7,7 @@ from typing import Any
 from batchmill.engine.errors import UnsupportedModelError
 
 from .family import (
+    UNROTATED,
     HfConfig,
     activation,
     layers,
@@ -14,7 +15,7 @@ from .family import (
     same_window,
     windows_by_type,
 )
-from .model_config import AttentionConfig, LayerConfig, RopeConfig
+from .model_config import AttentionConfig, LayerConfig
 from .rope_config import read_rope
 
 
@@ -78,11 +79,11 @@ def olmo3(config: HfConfig) -> dict[str, Any]:
 
 def exaone4(config: HfConfig) -> dict[str, Any]:
     """Read EXAONE 4: norms after each network, and if there are windows, no rotation elsewhere."""
-    rope, unrotated = read_rope(config), RopeConfig(theta=1.0, rope_type="none")
+    rope = read_rope(config)
     rotates_all = config.get("sliding_window") is None
     return {
         "layers": tuple(
-            LayerConfig(AttentionConfig(rope if rotates_all or window else unrotated, window))
+            LayerConfig(AttentionConfig(rope if rotates_all or window else UNROTATED, window))
             for window in windows_by_type(config)
         ),
         "qk_norm": True,
