@@ -192,13 +192,12 @@ def read_weights(
     """Read weights in `dtype`; layers that a GPU quantizes or packs stay on the host until then."""
     if quantization == "int4" and device.type == "cuda":
         check_int4_gpu_model(config, is_stored=scheme is not None)
-    free_bytes = free_memory_bytes(device)
-    if quantization == "int4" and device.type == "cuda":
-        check_weights_fit(int4_gpu_bytes(config, dtype), dtype, device, free_bytes)
+        check_weights_fit(int4_gpu_bytes(config, dtype), dtype, device, free_memory_bytes(device))
         check_weights_fit(int4_host_bytes(config, dtype), dtype, _HOST, free_memory_bytes(_HOST))
         return load_weights(
             folder, config, dtype, device, layer_device=_HOST, scheme=scheme, keeps_groups=True
         )
+    free_bytes = free_memory_bytes(device)
     if quantization != "fp8":
         fp8_bytes = _fp8_bytes_on_gpu(config, dtype) if device.type == "cuda" else None
         keeps_groups = quantization == "int4" and scheme is not None
