@@ -190,10 +190,8 @@ def level_api_keys(shards: EveryShard) -> int:
     num_changed = 0
     for store, part in parts:
         changed = {field: key for field, key in level.items() if not _is_same(part.get(field), key)}
-        for field, key in changed.items():
-            # A valid key replaces nothing: it may have been revoked since it was read.
-            write = store.client.hset if key.revoked_at_ms is not None else store.client.hsetnx
-            write(keys.API_KEYS, field, key.model_dump_json())
+        if changed:
+            _write(store, changed)
         num_changed += len(changed)
     return num_changed
 
@@ -274,6 +272,15 @@ def look_up_api_key_by_digest(secret_digest: str) -> Read[KnownKey]:
         return KnownKey(None if replies[0] is None else _read(replies[0]), replies[1] > 0)
 
     return Read(queue, parse)
+
+
+def _write(store: JobStore, changed: Mapping[str, ApiKey]) -> None:
+    """Store keys by their digests; a valid one replaces nothing, which may have been revoked."""
+    with store.client.pipeline(transaction=False) as pipeline:
+        for field, key in changed.items():
+            write = pipeline.hset if key.revoked_at_ms is not None else pipeline.hsetnx
+            write(keys.API_KEYS, field, key.model_dump_json())
+        pipeline.execute()
 
 
 def _load(store: JobStore) -> dict[str, ApiKey]:
