@@ -329,19 +329,13 @@ class GenerationJob(ChatFields, SamplingControls):
                 f"there are {len(media)} pictures and sounds, the limit is {MAX_MEDIA}; send "
                 "several jobs"
             )
-        name = self.plan[0] if media else None
-        is_attributed = bool(media) and "attribution" in self.explain
-        if is_attributed or (name is not None and name not in MEDIA_SECTIONS):
-            field, what = (
-                ("explain", "the attribution of explain") if is_attributed else (name or "", name)
-            )
-            raise validation_error(
-                ContractError(
-                    f"{what} is not supported for a chat with pictures or sounds: leave it out",
-                    "unsupported_parameter",
-                ),
-                field,
-            )
+        if not media:
+            return self
+        if "attribution" in self.explain:
+            raise _refused_beside_media("explain", "the attribution of explain")
+        section = self.plan[0]
+        if section is not None and section not in MEDIA_SECTIONS:
+            raise _refused_beside_media(section, section)
         return self
 
     @model_validator(mode="after")
@@ -378,3 +372,8 @@ class GenerationJob(ChatFields, SamplingControls):
         if self.tools and self.tool_choice != "none":
             check_tools_suit(self, is_structured=self.is_structured, must_call=self.must_call)
         return self
+
+
+def _refused_beside_media(field: str, what: str) -> ValueError:
+    message = f"{what} is not supported for a chat with pictures or sounds: leave it out"
+    return validation_error(ContractError(message, "unsupported_parameter"), field)
