@@ -101,6 +101,9 @@ REFUSALS: dict[str, Refusal] = {
     "NOAUTH": _new_password,
     "LOADING": _loading,
 }
+#: Those that one server can give in turn: not MISCONF, after which its folder for snapshots is
+#: wrong; LOADING is the last one, because it restarts the server.
+REFUSALS_IN_TURN = [*sorted(REFUSALS.keys() - {"LOADING", "MISCONF"}), "LOADING"]
 
 
 @contextmanager

@@ -11,7 +11,7 @@ import httpx2
 import pytest
 
 from ...conftest import RedisServer
-from ...support.server_refusals import REFUSALS, refused
+from ...support.server_refusals import REFUSALS_IN_TURN, refused
 from .conftest import DEADLINE_S, Gateway
 
 JOB = {"model": "demo", "input": "hello", "background": True}
@@ -58,8 +58,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
     site.close()
 
 
-# The last one restarts the server.
-@pytest.mark.parametrize("word", [*sorted(REFUSALS.keys() - {"LOADING", "MISCONF"}), "LOADING"])
+@pytest.mark.parametrize("word", REFUSALS_IN_TURN)
 def test_what_redis_refuses_is_a_503_that_may_be_repeated(site: Site, word: str) -> None:
     requests = site.requests()
     with refused(word, site.server), ThreadPoolExecutor(len(requests)) as pool:

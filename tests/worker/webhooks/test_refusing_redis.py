@@ -13,7 +13,7 @@ from batchmill.producer.store.job_store import JobStore
 from batchmill.worker.webhooks.local_receiver import ReceivedRequest, WebhookReceiver
 
 from ...conftest import RedisServer
-from ...support.server_refusals import REFUSALS, refused
+from ...support.server_refusals import REFUSALS_IN_TURN, refused
 from ..webhook_deliverers import Deliverers, event_state, finish_job, wait_until
 
 
@@ -61,8 +61,7 @@ def check_refusal(lasting_server: RedisServer) -> Iterator[Callable[[str], None]
     deliverers.close()
 
 
-# The last one restarts the server.
-@pytest.mark.parametrize("word", [*sorted(REFUSALS.keys() - {"LOADING", "MISCONF"}), "LOADING"])
+@pytest.mark.parametrize("word", REFUSALS_IN_TURN)
 def test_a_deliverer_outlives_a_server_that_refuses_calls(
     check_refusal: Callable[[str], None], word: str
 ) -> None:
