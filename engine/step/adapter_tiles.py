@@ -1,4 +1,4 @@
-"""The adapters of recorded steps: tables at fixed addresses that a replayed graph reads anew."""
+"""The adapters of recorded steps: tables at fixed addresses, which each replay of a graph reads."""
 
 from __future__ import annotations
 

@@ -46,7 +46,7 @@ class LoraRows(NamedTuple):
 
 
 class LoraTiles(NamedTuple):
-    """Rows in tiles of one adapter each: numbers at fixed addresses, which a graph reads anew.
+    """Rows in tiles of one adapter each: tensors at fixed addresses, which each replay reads.
 
     Attributes:
         rows: [num_rows] int64: the rows of the first tile, those of the second one, ...; what lies

@@ -1,4 +1,4 @@
-"""Checkpoints of 4 bits that a GPU keeps packed, in Triton's interpreter if there is no GPU."""
+"""4-bit checkpoints stay packed on a GPU. Without one, Triton's interpreter runs the kernels."""
 
 from __future__ import annotations
 
