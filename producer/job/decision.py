@@ -78,7 +78,7 @@ def _read_state(state: Any) -> tuple[Any, list[MediaPart]]:
     messages = contract.messages_of(state)
     if messages is None:
         return state, []
-    contents = [read_content(message["content"]) for message in messages]
+    contents = [_read_content(message["content"], index) for index, message in enumerate(messages)]
     parts = (part for content in contents if isinstance(content, list) for part in content)
     read = [
         {
@@ -90,6 +90,13 @@ def _read_state(state: Any) -> tuple[Any, list[MediaPart]]:
         for message, content in zip(messages, contents, strict=True)
     ]
     return read, [part for part in parts if isinstance(part, MediaPart)]
+
+
+def _read_content(content: Any, index: int) -> Any:
+    try:
+        return read_content(content)
+    except ValueError as refusal:
+        raise ValueError(f"message {index} of the state: {refusal}") from None
 
 
 _JSON = str | dict[str, Any] | list[Any]

@@ -184,6 +184,13 @@ def test_the_parts_of_texts_in_a_state_are_one_text() -> None:
         ([{"type": "image", "path": "/etc/passwd"}], "names a path, which is never opened"),
         ([{"type": "image", "base64": "AAAA"}], "part 0"),
         (
+            [
+                {"role": "user", "content": "What is this?"},
+                {"role": "user", "content": [{"type": "text", "text": "It"}, {"type": "image"}]},
+            ],
+            "message 1 of the state: part 1 must have exactly one of media, url",
+        ),
+        (
             [{"role": "assistant", "content": [{"type": "image", "image": PNG}]}],
             r"state\[0\] is a message of the assistant",
         ),
