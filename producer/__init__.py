@@ -68,7 +68,8 @@ from .errors import (
     WrongState,
 )
 from .protocol.attempts import Attempt
-from .results import JobError, JobResult, JobStatus, LogprobDetails, Metrics, Usage
+from .result_parts import JobError, LogprobDetails, Metrics, Usage
+from .results import JobResult, JobStatus
 from .settings import ProducerSettings
 
 __all__ = [

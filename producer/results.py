@@ -5,169 +5,31 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, Field
 
 from batchmill.producer.moments import moment
 from batchmill.producer.protocol import keys
 from batchmill.producer.protocol.attempts import Attempt
 from batchmill.producer.protocol.replies import JobState
+from batchmill.producer.result_parts import (
+    CONFIG,
+    FinishReason,
+    JobError,
+    LogprobDetails,
+    Logprobs,
+    Metrics,
+    ToolCall,
+    Usage,
+    is_absent,
+)
 from batchmill.producer.result_sections import Answer, BeamSearchResult, DecisionResult, Explanation
 from batchmill.producer.vector_sections import EmbeddingResult, ScoringResult
-
-# Unknown fields are ignored: a worker of a later version may add some.
-_CONFIG = ConfigDict(
-    extra="ignore", frozen=True, hide_input_in_errors=True, use_attribute_docstrings=True
-)
-
-
-def _is_absent(value: object) -> bool:
-    """Return whether a result leaves a field out: unused fields take no room in Redis."""
-    return value is None or value == []
-
-
-FinishReason = Literal["stop", "length", "tool_calls", "abort", "error"]
-
-
-class JobError(BaseModel):
-    """Why a job ended without a completion."""
-
-    model_config = _CONFIG
-
-    code: str
-    """Stable code of the error; docs/reference/errors.md lists all."""
-
-    message: str
-    """For people. Never holds prompt or output text."""
-
-    retryable: bool = False
-    """Whether the same job, submitted again, may succeed."""
-
-
-class PromptTokensDetails(BaseModel):
-    """The origin of the prompt's KV."""
-
-    model_config = _CONFIG
-
-    cached_tokens: int = 0
-    """Prompt tokens found in the prefix cache."""
-
-
-class CompletionTokensDetails(BaseModel):
-    """The parts of the output."""
-
-    model_config = _CONFIG
-
-    reasoning_tokens: int = 0
-    """Tokens of thoughts, with those of their markup."""
-
-
-class Usage(BaseModel):
-    """Tokens, counted as OpenAI does."""
-
-    model_config = _CONFIG
-
-    prompt_tokens: int = 0
-    """Tokens of the prompt."""
-
-    completion_tokens: int = 0
-    """Generated tokens, of all samples."""
-
-    total_tokens: int = 0
-    """Their sum."""
-
-    prompt_tokens_details: PromptTokensDetails = Field(default_factory=PromptTokensDetails)
-    """Where the prompt's KV came from."""
-
-    completion_tokens_details: CompletionTokensDetails | None = Field(
-        default=None, exclude_if=_is_absent
-    )
-    """The parts of the output, if it has thoughts."""
-
-
-class CalledFunction(BaseModel):
-    """The function of a call, and its arguments."""
-
-    model_config = _CONFIG
-
-    name: str
-    """Name of the function."""
-
-    arguments: str = Field(repr=False)
-    """A JSON object, as text."""
-
-
-class ToolCall(BaseModel):
-    """A call of a function, in OpenAI's form."""
-
-    model_config = _CONFIG
-
-    id: str
-    """For the `tool_call_id` of the tool's message. A job that is restarted makes the same ids."""
-
-    type: Literal["function"] = "function"
-    """Kind of the tool."""
-
-    function: CalledFunction
-    """The function and its arguments."""
-
-
-class Metrics(BaseModel):
-    """Times of the job in seconds, and counts of interruptions."""
-
-    model_config = _CONFIG
-
-    queue_time_s: float | None = None
-    """From submit to the first claim."""
-
-    engine_queue_time_s: float | None = None
-    """From the last claim's arrival in the engine until its first step."""
-
-    ttft_s: float | None = None
-    """From the last claim to its first token."""
-
-    generate_time_s: float | None = None
-    """From the first token of the last claim to the last token."""
-
-    inter_token_latency_s: float | None = None
-    """Mean between two tokens of the last claim; None if it had fewer than two."""
-
-    total_time_s: float | None = None
-    """From submit to the end."""
-
-    resumed_tokens: int = 0
-    """Tokens that an earlier attempt had generated and this one continued from."""
-
-    preemptions: int = 0
-    """Times that the engine gave the job's blocks to another and recomputed them."""
-
-
-#: Per token, token ids to log probabilities: its own first, then the likeliest, best first.
-Logprobs = list[dict[int, float] | None]
-
-
-class LogprobDetails(BaseModel):
-    """Data that readers of log probabilities need besides them."""
-
-    model_config = ConfigDict(**_CONFIG, ser_json_bytes="base64", val_json_bytes="base64")
-
-    num_top: int | None = None
-    """Likeliest tokens that the job asked for per output token; None if it asked for none."""
-
-    token_bytes: dict[int, bytes] = Field(default_factory=dict, repr=False)
-    """Bytes of each token that has a log probability, by its id; base64 in JSON. A token may be
-    a part of a character, and a special token has the bytes of its name."""
-
-    echoed_token_ids: list[int] | None = Field(default=None, repr=False)
-    """Tokens of the prompt, if the job asked for `echo`."""
-
-    asked_token_ids: list[int] = Field(default_factory=list, exclude_if=_is_absent)
-    """Tokens that the job asked for by `logprob_token_ids`."""
 
 
 class Completion(BaseModel):
     """One sample of a job."""
 
-    model_config = _CONFIG
+    model_config = CONFIG
 
     index: int = 0
     """Number of the sample among the job's `n`, from 0."""
@@ -190,10 +52,10 @@ class Completion(BaseModel):
     entropies: list[float] | None = Field(default=None, repr=False)
     """Per token, in nats, if the job asked for `entropy`."""
 
-    tool_calls: list[ToolCall] = Field(default_factory=list, repr=False, exclude_if=_is_absent)
+    tool_calls: list[ToolCall] = Field(default_factory=list, repr=False, exclude_if=is_absent)
     """Calls of the job's `tools`; their markup is not in `text`."""
 
-    reasoning_content: str | None = Field(default=None, repr=False, exclude_if=_is_absent)
+    reasoning_content: str | None = Field(default=None, repr=False, exclude_if=is_absent)
     """What the model thought before its answer; not in `text`, nor in a stream."""
 
     error: str | None = None
@@ -212,7 +74,7 @@ class Completion(BaseModel):
 class SelectedSample(BaseModel):
     """Which of a job's samples was selected, and why."""
 
-    model_config = _CONFIG
+    model_config = CONFIG
 
     by: Literal["likelihood", "vote", "decision"]
     """How it was selected."""
@@ -221,7 +83,7 @@ class SelectedSample(BaseModel):
     """Number of the sample, from 0; None if no sample is a candidate: all failed, or none has the
     field that votes."""
 
-    mean_logprobs: list[float | None] = Field(default_factory=list, exclude_if=_is_absent)
+    mean_logprobs: list[float | None] = Field(default_factory=list, exclude_if=is_absent)
     """By likelihood: per sample, the mean log probability of its tokens; None if it failed."""
 
     votes: dict[str, int] = Field(
@@ -230,14 +92,14 @@ class SelectedSample(BaseModel):
     """By vote: answers, and how many samples gave each, the most frequent first. Those of a field
     are JSON."""
 
-    answers: list[Answer | None] = Field(default_factory=list, repr=False, exclude_if=_is_absent)
+    answers: list[Answer | None] = Field(default_factory=list, repr=False, exclude_if=is_absent)
     """By decision: the answer about each sample; None if it failed."""
 
 
 class JobResult(BaseModel):
     """How a job ended, with its output."""
 
-    model_config = _CONFIG
+    model_config = CONFIG
 
     id: str
     """Id of the job."""
@@ -258,44 +120,44 @@ class JobResult(BaseModel):
     text: str = ""
     """Text of the output. This and the fields around it are those of the first sample."""
 
-    tool_calls: list[ToolCall] = Field(default_factory=list, repr=False, exclude_if=_is_absent)
+    tool_calls: list[ToolCall] = Field(default_factory=list, repr=False, exclude_if=is_absent)
     """Calls of the job's `tools`; their markup is not in `text`."""
 
-    reasoning_content: str | None = Field(default=None, repr=False, exclude_if=_is_absent)
+    reasoning_content: str | None = Field(default=None, repr=False, exclude_if=is_absent)
     """What the model thought before its answer; not in `text`, nor in a stream."""
 
-    logprobs: Logprobs | None = Field(default=None, repr=False, exclude_if=_is_absent)
+    logprobs: Logprobs | None = Field(default=None, repr=False, exclude_if=is_absent)
     """Per output token, if the job asked for `logprobs`: of the model's own distribution,
     before any control."""
 
-    entropies: list[float] | None = Field(default=None, repr=False, exclude_if=_is_absent)
+    entropies: list[float] | None = Field(default=None, repr=False, exclude_if=is_absent)
     """Per output token, in nats, if the job asked for `entropy`."""
 
-    prompt_logprobs: Logprobs | None = Field(default=None, repr=False, exclude_if=_is_absent)
+    prompt_logprobs: Logprobs | None = Field(default=None, repr=False, exclude_if=is_absent)
     """Per prompt token, if the job asked for `prompt_logprobs`; None for the first."""
 
-    logprob_details: LogprobDetails | None = Field(default=None, repr=False, exclude_if=_is_absent)
+    logprob_details: LogprobDetails | None = Field(default=None, repr=False, exclude_if=is_absent)
     """The texts of the tokens in `logprobs` and `prompt_logprobs`, if the job asked for these."""
 
-    decision: DecisionResult | None = Field(default=None, exclude_if=_is_absent)
+    decision: DecisionResult | None = Field(default=None, exclude_if=is_absent)
     """Answers to the questions of a job with `decision`."""
 
-    embedding: EmbeddingResult | None = Field(default=None, exclude_if=_is_absent)
+    embedding: EmbeddingResult | None = Field(default=None, exclude_if=is_absent)
     """Vectors of the texts of a job with `embedding`."""
 
-    scoring: ScoringResult | None = Field(default=None, exclude_if=_is_absent)
+    scoring: ScoringResult | None = Field(default=None, exclude_if=is_absent)
     """Scores of the texts of a job with `scoring`."""
 
-    explain: Explanation | None = Field(default=None, repr=False, exclude_if=_is_absent)
+    explain: Explanation | None = Field(default=None, repr=False, exclude_if=is_absent)
     """What explains the output of a job with `explain`."""
 
-    beam_search: BeamSearchResult | None = Field(default=None, exclude_if=_is_absent)
+    beam_search: BeamSearchResult | None = Field(default=None, exclude_if=is_absent)
     """Scores of the outputs of a job with `beam_search`."""
 
-    samples: list[Completion] = Field(default_factory=list, repr=False, exclude_if=_is_absent)
+    samples: list[Completion] = Field(default_factory=list, repr=False, exclude_if=is_absent)
     """All samples, if the job asked for more than one; see `completions`."""
 
-    selection: SelectedSample | None = Field(default=None, exclude_if=_is_absent)
+    selection: SelectedSample | None = Field(default=None, exclude_if=is_absent)
     """Which sample was selected, if the job asked for it (`select`); see `selected`."""
 
     watermarked: bool = Field(default=False, exclude_if=lambda value: not value)
@@ -366,7 +228,7 @@ class JobResult(BaseModel):
 class JobStatus(BaseModel):
     """The status of a job."""
 
-    model_config = _CONFIG
+    model_config = CONFIG
 
     id: str
     """Id of the job."""

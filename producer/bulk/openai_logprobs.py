@@ -6,7 +6,8 @@ import codecs
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from batchmill.producer.results import Completion, JobResult, LogprobDetails
+from batchmill.producer.result_parts import LogprobDetails
+from batchmill.producer.results import Completion, JobResult
 
 
 def chat_logprobs(result: JobResult, completion: Completion) -> dict[str, Any] | None:

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from typing import Any, Self, TypeVar
 
 from batchmill.producer.errors import JobRejected
-from batchmill.producer.results import JobResult, PromptTokensDetails, Usage
+from batchmill.producer.result_parts import PromptTokensDetails, Usage
+from batchmill.producer.results import JobResult
 
 #: Inputs of one job, so that several workers share a long list.
 GROUP_INPUTS = 64

@@ -11,7 +11,8 @@ from batchmill.producer.protocol import keys
 from batchmill.producer.protocol.attempts import read_history, running_attempt
 from batchmill.producer.protocol.calls.call import Read, stored
 from batchmill.producer.protocol.replies import JobState
-from batchmill.producer.results import JobError, JobStatus
+from batchmill.producer.result_parts import JobError
+from batchmill.producer.results import JobStatus
 
 #: Fields that any client of Redis may have overwritten without harm to the rest of the status.
 HISTORY_FIELDS: Final = ("claimed_at_ms", "claimed_tokens", "history")

@@ -30,7 +30,8 @@ from batchmill.producer.protocol.replies import (
     SubmitReply,
     SubmitStatus,
 )
-from batchmill.producer.results import JobError, JobResult
+from batchmill.producer.result_parts import JobError
+from batchmill.producer.results import JobResult
 
 _ERRORS: dict[JobState, type[JobUnfinished]] = {
     JobState.FAILED: JobFailed,

@@ -17,7 +17,7 @@ from batchmill.producer.protocol.content import UnreadableContent
 from batchmill.producer.protocol.keys import TASK_NAME
 from batchmill.producer.protocol.records import JobRecord
 from batchmill.producer.protocol.replies import JobState
-from batchmill.producer.results import JobError
+from batchmill.producer.result_parts import JobError
 from batchmill.producer.store.job_store import JobStore
 from batchmill.worker.jobs.fleet_turns import Turn
 from batchmill.worker.jobs.outcome import Outcome

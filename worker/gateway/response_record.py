@@ -15,7 +15,8 @@ from batchmill.producer.protocol.calls.call import Read
 from batchmill.producer.protocol.content import Cipher, Unopened
 from batchmill.producer.protocol.opening import open_fields
 from batchmill.producer.protocol.replies import JobState
-from batchmill.producer.results import Completion, JobError
+from batchmill.producer.result_parts import JobError
+from batchmill.producer.results import Completion
 from batchmill.producer.store.api_keys import ApiKey
 
 from .api_errors import not_found

@@ -8,7 +8,8 @@ from dataclasses import dataclass, replace
 from batchmill.producer.job.retry import RESTARTED_CODES, RETRYABLE_CODES
 from batchmill.producer.protocol.replies import JobState, ReleaseCause, ReleaseStatus
 from batchmill.producer.protocol.used_tokens import UsedTokens
-from batchmill.producer.results import JobError, JobResult
+from batchmill.producer.result_parts import JobError
+from batchmill.producer.results import JobResult
 from batchmill.worker.engine_host.messages import Finished, Refused
 
 from .active_job import ActiveJob

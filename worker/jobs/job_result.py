@@ -8,18 +8,17 @@ from typing import TypeVar
 
 from batchmill.engine.contract.selection import SELECT
 from batchmill.producer.protocol.replies import JobState
-from batchmill.producer.results import (
+from batchmill.producer.result_parts import (
     CalledFunction,
-    Completion,
     CompletionTokensDetails,
     JobError,
-    JobResult,
     LogprobDetails,
     Metrics,
     PromptTokensDetails,
     ToolCall,
     Usage,
 )
+from batchmill.producer.results import Completion, JobResult
 from batchmill.worker.engine_host import messages
 from batchmill.worker.engine_host.messages import (
     Finished,

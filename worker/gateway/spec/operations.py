@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from batchmill.producer.store.receivers import Receiver
 
-from . import objects
+from . import objects, outputs
 from .body import Body
 from .decision_fields import DECISION
 from .endpoint_fields import ENDPOINT, ENDPOINT_CHANGES, ENDPOINT_TEST, ROTATION
@@ -114,28 +114,28 @@ OPERATIONS: Mapping[tuple[str, str], Operation] = {
     ("GET", "/v1/models/{model}"): Operation("OpenAI", (objects.Model, objects.AnthropicModel)),
     ("GET", "/v1/usage"): Operation("Usage", (objects.UsageSums,), query=_USAGE_QUERY),
     ("POST", "/v1/chat/completions"): Operation(
-        "OpenAI", (objects.ChatCompletion,), CHAT, streams=True, is_repeatable=True
+        "OpenAI", (outputs.ChatCompletion,), CHAT, streams=True, is_repeatable=True
     ),
     ("POST", "/v1/completions"): Operation(
-        "OpenAI", (objects.Completion,), COMPLETION, streams=True, is_repeatable=True
+        "OpenAI", (outputs.Completion,), COMPLETION, streams=True, is_repeatable=True
     ),
     ("POST", "/v1/embeddings"): Operation(
-        "OpenAI", (objects.EmbeddingList,), EMBEDDING, is_repeatable=True
+        "OpenAI", (outputs.EmbeddingList,), EMBEDDING, is_repeatable=True
     ),
-    ("POST", "/v1/score"): Operation("OpenAI", (objects.ScoreList,), SCORING, is_repeatable=True),
-    ("POST", "/v1/rerank"): Operation("OpenAI", (objects.Ranking,), RERANKING, is_repeatable=True),
+    ("POST", "/v1/score"): Operation("OpenAI", (outputs.ScoreList,), SCORING, is_repeatable=True),
+    ("POST", "/v1/rerank"): Operation("OpenAI", (outputs.Ranking,), RERANKING, is_repeatable=True),
     ("POST", "/v1/decisions"): Operation(
-        "Decisions", (objects.DecisionAnswers,), DECISION, is_repeatable=True
+        "Decisions", (outputs.DecisionAnswers,), DECISION, is_repeatable=True
     ),
     ("POST", "/v1/systemone"): Operation(
-        "Decisions", (objects.DecisionAnswers,), DECISION, is_repeatable=True
+        "Decisions", (outputs.DecisionAnswers,), DECISION, is_repeatable=True
     ),
     ("POST", _RESPONSES): Operation(
-        "OpenAI", (objects.Response,), RESPONSE, streams=True, is_repeatable=True
+        "OpenAI", (outputs.Response,), RESPONSE, streams=True, is_repeatable=True
     ),
-    ("GET", _RESPONSE): Operation("OpenAI", (objects.Response,), query=_STREAM_QUERY, streams=True),
+    ("GET", _RESPONSE): Operation("OpenAI", (outputs.Response,), query=_STREAM_QUERY, streams=True),
     ("DELETE", _RESPONSE): Operation("OpenAI", (objects.Deleted,)),
-    ("POST", f"{_RESPONSE}/cancel"): Operation("OpenAI", (objects.Response,)),
+    ("POST", f"{_RESPONSE}/cancel"): Operation("OpenAI", (outputs.Response,)),
     ("POST", _FILES): Operation("OpenAI", (objects.File,), form=_FILE_FORM),
     ("GET", _FILES): Operation("OpenAI", (objects.Page[objects.File],), query=_FILE_QUERY),
     ("GET", _FILE): Operation("OpenAI", (objects.File,)),
@@ -148,7 +148,7 @@ OPERATIONS: Mapping[tuple[str, str], Operation] = {
     ("GET", _BATCH): Operation("OpenAI", (objects.Batch,)),
     ("POST", f"{_BATCH}/cancel"): Operation("OpenAI", (objects.Batch,)),
     ("POST", "/v1/messages"): Operation(
-        "Anthropic", (objects.AnthropicMessage,), MESSAGE, streams=True, is_repeatable=True
+        "Anthropic", (outputs.AnthropicMessage,), MESSAGE, streams=True, is_repeatable=True
     ),
     ("POST", _MESSAGE_BATCHES): Operation("Anthropic", (objects.MessageBatch,), MESSAGE_BATCH),
     ("GET", _MESSAGE_BATCHES): Operation(
