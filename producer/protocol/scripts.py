@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from functools import cache
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
+
+_Value = TypeVar("_Value")
 
 #: `commands/` holds one script per file, `lib/` the definitions that they include.
 LUA_FOLDER = Path(__file__).parent / "lua"
@@ -19,6 +21,7 @@ _DEFINITION = re.compile(r"^(?:--.*\n)*local (?:function )?(\w+)", re.MULTILINE)
 _COMMENT_OR_STRING = re.compile(r"--.*|'[^'\n]*'")
 # Not a field: `job.charge` is not a use of a function `charge`, nor is `{ charge = 0 }`.
 _NAME = re.compile(r"(?<![\w.])[A-Za-z_]\w*\b(?!\s*=(?!=))")
+_WORD = re.compile(r"\w+")
 _CONSTANT = re.compile(
     r"(?:--.*\n)*local ([A-Z][A-Z_]*) = ('[^'\n]*'|[\d. *+/()-]+?) *(?:--.*)?\n(?:\n|--.*\n)*"
 )
@@ -34,7 +37,6 @@ _SHORT_FUNCTION = re.compile(
 # The word before the name of a definition, and a statement that sets a variable.
 _LOCAL = re.compile(r"^local (function )?\w+", re.MULTILINE)
 _STATEMENT = re.compile(r"^( *)(\w+)(?= =)", re.MULTILINE)
-_RARE_MARK = re.compile(r"^-- @rare$", re.MULTILINE)
 # Makes the rare definitions when the first of them is looked for.
 _RARE_DEFINITIONS = """
 setmetatable(lib, { __index = function(_, name)
@@ -63,6 +65,14 @@ class ShortFunction(NamedTuple):
         return f"({_with_values(self.expression, values)})"
 
 
+class Replacements(NamedTuple):
+    """What takes the place of names in a script."""
+
+    places: Mapping[str, str]
+    short: Mapping[str, ShortFunction]
+    constants: Mapping[str, str]
+
+
 class LuaIncludeError(ValueError):
     """A Lua file includes a library that does not exist, or itself through others."""
 
@@ -81,13 +91,13 @@ def script_source(name: str, folder: Path = LUA_FOLDER) -> str:
         KeyError: there is no such script.
         LuaIncludeError: an included library does not exist, or includes itself.
     """
-    known = _names(folder / "commands")
-    if name not in known:
-        raise KeyError(f"no script is called {name!r}; there are {', '.join(known)}")
-    own = (folder / "commands" / f"{name}.lua").read_text(encoding="utf-8")
+    path = folder / "commands" / f"{name}.lua"
+    if not path.is_file():
+        raise KeyError(f"no script is called {name!r}; there are {', '.join(_names(path.parent))}")
+    own = path.read_text(encoding="utf-8")
     libraries = _resolve_includes(own, folder / "lib", (name,))
     available = [found for library in libraries for found in definitions(library, folder)]
-    needed, new = set[str](), used_names(own)
+    needed, new = set[str](), set(used_names(own))
     while new:
         needed |= new
         uses = [used_names(found.text) for found in available if found.name in new]
@@ -102,9 +112,8 @@ def script_source(name: str, folder: Path = LUA_FOLDER) -> str:
         if (match := _SHORT_FUNCTION.fullmatch(found.text + "\n"))
     }
     kept = [found for found in used if found.name not in constants and found.name not in short]
-    return "\n".join(
-        _with_values(_with_expressions(text, short), constants) for text in _join(own, kept)
-    )
+    places = {found.name: f"lib.{found.name}" for found in kept}
+    return _join(own, kept, Replacements(places, short, constants))
 
 
 @cache
@@ -119,22 +128,53 @@ def definitions(library: str, folder: Path = LUA_FOLDER) -> tuple[Definition, ..
     )
 
 
-def _join(own: str, used: Sequence[Definition]) -> tuple[str, str]:
-    """Return the text of a script's libraries, as one table of definitions, and its own text."""
-    places = {found.name: f"lib.{found.name}" for found in used}
+def _join(own: str, used: Sequence[Definition], replacements: Replacements) -> str:
+    """Return the text of a script: its libraries, as one table of definitions, and its own text."""
     rare = _rare_names(own, used)
     common, rarely = (
-        "".join(_as_field(found, places) for found in used if (found.name in rare) is is_rare)
+        "".join(_as_field(found, replacements) for found in used if (found.name in rare) is is_rare)
         for is_rare in (False, True)
     )
     loader = _RARE_DEFINITIONS % rarely if rarely else ""
-    return f"local lib = {{}}\n{common}{loader}", _with_fields(own, places)
+    return f"local lib = {{}}\n{common}{loader}\n{_replaced(own, replacements)}"
 
 
-def _as_field(found: Definition, places: Mapping[str, str]) -> str:
+def _as_field(found: Definition, replacements: Replacements) -> str:
     """Return the text of a definition as a field of the table, which others find there."""
-    text = _LOCAL.sub(lambda match: f"{match[1] or ''}{places[found.name]}", found.text, count=1)
-    return _with_fields(text, places)
+    place = replacements.places[found.name]
+    text = _LOCAL.sub(lambda match: f"{match[1] or ''}{place}", found.text, count=1)
+    return _replaced(text, replacements)
+
+
+def _replaced(text: str, replacements: Replacements) -> str:
+    """Return a Lua text with fields, expressions and values in place of names."""
+    words = _words(text)
+    short = _found(replacements.short, words)
+    words = words.union(*(_words(function.expression) for _, function in short))
+    return _replace(
+        text, _found(replacements.places, words), short, _found(replacements.constants, words)
+    )
+
+
+def _found(values: Mapping[str, _Value], words: Set[str]) -> tuple[tuple[str, _Value], ...]:
+    return tuple((name, values[name]) for name in sorted(values.keys() & words))
+
+
+@cache
+def _words(text: str) -> frozenset[str]:
+    return frozenset(_WORD.findall(text))
+
+
+@cache
+def _replace(
+    text: str,
+    places: tuple[tuple[str, str], ...],
+    short: tuple[tuple[str, ShortFunction], ...],
+    constants: tuple[tuple[str, str], ...],
+) -> str:
+    """Do what `_replaced` does. Kept, because a definition becomes the same in most scripts."""
+    text = _with_fields(text, dict(places))
+    return _with_values(_with_expressions(text, dict(short)), dict(constants))
 
 
 def _with_fields(text: str, places: Mapping[str, str]) -> str:
@@ -145,21 +185,19 @@ def _with_fields(text: str, places: Mapping[str, str]) -> str:
 
 def _rare_names(own: str, used: Sequence[Definition]) -> set[str]:
     """Return the definitions with the mark `@rare`, and those that only such ones use."""
-    uses = {found.name: used_names(found.text) for found in used}
-    names_of_own, rare = used_names(own), set[str]()
+    rare, used_by_common = set[str](), set(used_names(own))
     for found in reversed(used):  # a definition comes before those that use it
-        users = [
-            other.name for other in used if other is not found and found.name in uses[other.name]
-        ]
-        is_used_rarely = found.name not in names_of_own and rare.issuperset(users)
-        if is_used_rarely or _RARE_MARK.search(found.text):
+        if found.name not in used_by_common or "-- @rare\n" in found.text:
             rare.add(found.name)
+        else:
+            used_by_common |= used_names(found.text)
     return rare
 
 
-def used_names(text: str) -> set[str]:
+@cache
+def used_names(text: str) -> frozenset[str]:
     """Return every name in a Lua text except fields, comments and strings."""
-    return set(_NAME.findall(_COMMENT_OR_STRING.sub("", text)))
+    return frozenset(_NAME.findall(_COMMENT_OR_STRING.sub("", text)))
 
 
 def declared_includes(text: str) -> list[str]:
@@ -229,18 +267,32 @@ def _as_operand(value: str) -> str:
 
 def _resolve_includes(text: str, libraries: Path, path: tuple[str, ...]) -> list[str]:
     """Return all libraries that a text includes, directly or not, each after those it includes."""
-    order: list[str] = []
-    for library in declared_includes(text):
+    order: dict[str, None] = {}
+    _add_includes(declared_includes(text), libraries, path, order)
+    return list(order)
+
+
+def _add_includes(
+    included: Sequence[str], libraries: Path, path: tuple[str, ...], order: dict[str, None]
+) -> None:
+    """Append libraries, and before each of them those that it includes, once each."""
+    for library in included:
         if library in path:
             raise LuaIncludeError(f"Lua files include each other: {' -> '.join((*path, library))}")
-        known = _names(libraries)
-        if library not in known:
+        if library in order:
+            continue
+        if not (libraries / f"{library}.lua").is_file():
             raise LuaIncludeError(
-                f"{path[-1]}.lua includes {library!r}; the libraries are {', '.join(known)}"
+                f"{path[-1]}.lua includes {library!r}; the libraries are "
+                f"{', '.join(_names(libraries))}"
             )
-        order += _resolve_includes(_read_library(libraries, library), libraries, (*path, library))
-        order.append(library)
-    return list(dict.fromkeys(order))
+        _add_includes(_includes_of(libraries, library), libraries, (*path, library), order)
+        order[library] = None
+
+
+@cache
+def _includes_of(libraries: Path, library: str) -> list[str]:
+    return declared_includes(_read_library(libraries, library))
 
 
 @cache
