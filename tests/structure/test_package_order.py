@@ -33,7 +33,7 @@ ORDER = {
         *("engine_parts", "engine", "plans", "__init__"),
     ),
     "producer": (
-        *("install_hint", "plural", "moments", "protocol", "result_sections"),
+        *("install_hint", "plural", "moments", "protocol", "result_sections", "result_parts"),
         *("vector_sections", "results", "progress", "error_codes"),
         *("errors", "tracing", "secrets_from_files", "encryption", "payloads"),
         *("sentinel_url", "shard_list", "broker_url", "webhook"),
@@ -92,7 +92,7 @@ IMPORTABLE = {
     ("worker", "producer"): {
         *("__init__", "broker_url", "bulk", "client", "encryption", "error_codes", "errors"),
         *("files", "install_hint", "job", "payloads", "plural", "progress", "protocol"),
-        *("result_sections", "results"),
+        *("result_parts", "result_sections", "results"),
         *("secrets_from_files", "settings", "shard_list", "store"),
         *("tracing", "webhook"),
     },
