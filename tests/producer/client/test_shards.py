@@ -95,9 +95,11 @@ def new_client(kind: str, url: str, **options: Any) -> Iterator[Client]:
         return
     loop = LoopThread()
     async_client = AsyncClient(url, **options)
-    yield cast(Client, Blocking(async_client, loop))
-    loop.run(async_client.close())
-    loop.close()
+    try:
+        yield cast(Client, Blocking(async_client, loop))
+    finally:  # or else the test that fails leaves a warning to a later one
+        loop.run(async_client.close())
+        loop.close()
 
 
 def submitted(client: Client, count: int = 6) -> list[str]:
