@@ -1,0 +1,160 @@
+"""Starts Python programs from a process that has already imported what they need.
+
+A worker spends more processor time on its imports than on the few jobs of a test, and the suite
+starts hundreds. What is started here is a process of its own, with its own environment, log,
+signals and status, which was forked after the imports. Tests of how programs start, and of what
+they import, start them with `subprocess`.
+"""
+
+from __future__ import annotations
+
+import atexit
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Mapping
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+_SERVER = Path(__file__).with_name("prepared_python_server.py")
+#: Variables that the interpreter or the C library reads when it starts.
+_READ_AT_START = ("GLIBC", "LD_", "MALLOC", "OMP_", "PYTHON")
+#: Those among them that the server takes care of, or that only matter for imports.
+_HARMLESS = {"PYTHONSAFEPATH", "PYTHONUNBUFFERED", "PYTHONDONTWRITEBYTECODE"}
+
+
+class PreparedProcess:
+    """A started program, with what the tests use of `subprocess.Popen`."""
+
+    def __init__(self, server: PreparedPython, pid: int) -> None:
+        self.pid = pid
+        self._server = server
+        self.returncode: int | None = None
+
+    def poll(self) -> int | None:
+        """Return the status, or None while it runs."""
+        if self.returncode is None:
+            self.returncode = self._server.status_of(self.pid)
+        return self.returncode
+
+    def wait(self, timeout: float | None = None) -> int:
+        """Wait for the end and return the status.
+
+        Raises:
+            subprocess.TimeoutExpired: it has not ended in time.
+        """
+        deadline = None if timeout is None else time.monotonic() + timeout
+        while (status := self.poll()) is None:
+            if deadline is not None and time.monotonic() > deadline:
+                raise subprocess.TimeoutExpired(f"process {self.pid}", timeout or 0.0)
+            time.sleep(0.01)
+        return status
+
+    def send_signal(self, number: int) -> None:
+        """Send a signal, unless the process has ended."""
+        if self.poll() is None:
+            os.kill(self.pid, number)
+
+    def kill(self) -> None:
+        """Send SIGKILL."""
+        self.send_signal(signal.SIGKILL)
+
+    def terminate(self) -> None:
+        """Send SIGTERM."""
+        self.send_signal(signal.SIGTERM)
+
+
+class PreparedPython:
+    """A server process that has run a preparation, such as imports, and forks for each program."""
+
+    def __init__(self, preparation: str) -> None:
+        ours, theirs = socket.socketpair()
+        with theirs:
+            self._server = subprocess.Popen(
+                [sys.executable, str(_SERVER), str(theirs.fileno()), preparation],
+                pass_fds=(theirs.fileno(),),
+                stdin=subprocess.DEVNULL,
+            )
+        self._channel = ours
+        self._replies = ours.makefile("rb")
+        self._lock = threading.RLock()
+        self._statuses: dict[int, int] = {}
+        self._at_start = _read_at_start(os.environ)
+
+    def start(
+        self, *arguments: str, environment: Mapping[str, str], log: Path
+    ) -> PreparedProcess | subprocess.Popen[bytes]:
+        """Start what `python *arguments` would: `-c program` or `-m module argument...`.
+
+        Args:
+            arguments: of the interpreter.
+            environment: all variables of the program.
+            log: file that its standard output and error replace.
+        """
+        if _read_at_start(environment) != self._at_start:
+            return _start_cold(arguments, environment, log)
+        request = {
+            "arguments": arguments,
+            "environment": dict(environment),
+            "folder": os.getcwd(),
+            "log": str(log),
+        }
+        with self._lock:
+            self._channel.sendall(json.dumps(request).encode() + b"\n")
+            while "pid" not in (reply := self._read()):
+                pass
+        return PreparedProcess(self, reply["pid"])
+
+    def status_of(self, pid: int) -> int | None:
+        """Return the status of a program as `subprocess` has it, or None while it runs."""
+        with self._lock:
+            if pid not in self._statuses:
+                self._channel.sendall(b'{"report": true}\n')
+                while "reported" not in self._read():
+                    pass
+            return self._statuses.get(pid)
+
+    def close(self) -> None:
+        """End the server. The programs run on, as they do when a test process ends."""
+        self._replies.close()
+        self._channel.close()
+        self._server.wait(timeout=60)
+
+    def _read(self) -> dict[str, Any]:
+        line = self._replies.readline()
+        if not line:
+            raise RuntimeError("the process that starts programs has ended")
+        reply: dict[str, Any] = json.loads(line)
+        self._statuses |= {int(pid): status for pid, status in reply.get("ended", {}).items()}
+        return reply
+
+
+@cache
+def prepared_python(preparation: str) -> PreparedPython:
+    """Return this test process' server with a preparation."""
+    server = PreparedPython(preparation)
+    atexit.register(server.close)
+    return server
+
+
+def _start_cold(
+    arguments: tuple[str, ...], environment: Mapping[str, str], log: Path
+) -> subprocess.Popen[bytes]:
+    with log.open("wb") as output:
+        return subprocess.Popen(
+            [sys.executable, *arguments], env=environment, stdout=output, stderr=output
+        )
+
+
+def _read_at_start(environment: Mapping[str, str]) -> dict[str, str]:
+    return {
+        name: value
+        for name, value in environment.items()
+        if name.startswith(_READ_AT_START) and name not in _HARMLESS
+    }
