@@ -103,6 +103,14 @@ class EngineConfig:
     #: Bytes for the KV cache of each rank. None takes what `gpu_memory_utilization` leaves on a
     #: GPU; on a CPU all ranks together take a quarter of the free memory, at most 4 GiB.
     kv_cache_bytes: int | None = _integer(None, least=1)
+    #: Bytes of host memory of each rank for KV blocks that the cache has to give up: they are
+    #: copied back where that takes less time than computing their tokens again. 0 is off. On a GPU
+    #: the memory is page-locked. Raising it helps if prompts share more than the cache holds, or if
+    #: requests are preempted.
+    kv_host_bytes: int = _integer(0, least=0)
+    #: Speed at which KV blocks are taken to be copied between host and device, bytes per second.
+    #: None measures it when the engine starts.
+    kv_host_bytes_per_s: int | None = _integer(None, least=1)
     #: Number format of the KV cache: "auto" is `dtype`; "fp8" (e4m3) holds twice the tokens, on
     #: GPUs of compute capability 8.9 and later.
     kv_cache_dtype: str = _one_of("auto", KV_CACHE_DTYPES)
@@ -234,6 +242,12 @@ class EngineConfig:
             )
         self._check_watermark()
         self._check_tensor_parallel()
+        if self.kv_host_bytes and not self.enable_prefix_caching:
+            raise ConfigError(
+                f"kv_host_bytes is {self.kv_host_bytes} and enable_prefix_caching is off: blocks "
+                "in host memory are found by the prefix cache, so switch it on, or set "
+                "kv_host_bytes to 0"
+            )
         if self.prompt_lookup_min > self.prompt_lookup_max:
             raise ConfigError(
                 f"prompt_lookup_min is {self.prompt_lookup_min}, more than prompt_lookup_max "

@@ -33,6 +33,7 @@ from batchmill.engine.loading.loading import LoadedModel
 from batchmill.engine.media.feature_cache import FeatureCounts
 from batchmill.engine.memory.device_memory import dtype_name, make_current
 from batchmill.engine.models.model_length import check_max_model_len
+from batchmill.engine.offload.host_index import OffloadCounts
 from batchmill.engine.request.outputs import (
     RequestFailure,
     RequestOutput,
@@ -40,7 +41,7 @@ from batchmill.engine.request.outputs import (
 )
 from batchmill.engine.request.pooling import PoolingParams
 from batchmill.engine.request.sampling_params import SamplingParams
-from batchmill.engine.scheduling.scheduled_batch import ScheduledBatch
+from batchmill.engine.scheduling.scheduled_batch import ScheduledBatch, StepKind
 from batchmill.engine.text.chat import Chat
 from batchmill.engine.text.tokenizer import Tokenizer
 
@@ -50,6 +51,7 @@ from .engine_parts import (
     make_adapter_pool,
     make_feature_cache,
     make_kv_cache,
+    make_offload,
     make_pipeline,
     make_scheduler,
     make_steering,
@@ -89,10 +91,11 @@ class Engine:
         self._loaded = loaded
         make_current(loaded.model.device)
         self._kv_cache = make_kv_cache(config, loaded)
+        self._offload = make_offload(config, loaded, self._kv_cache)
         self._adapters = make_adapter_pool(config, loaded)
         self._steering = make_steering(config, loaded)
         num_blocks = self._kv_cache.num_blocks
-        self._scheduler = make_scheduler(config, loaded, num_blocks, self._adapters)
+        self._scheduler = make_scheduler(config, loaded, num_blocks, self._adapters, self._offload)
         self._feature_cache = make_feature_cache(config, loaded)
         self._pipeline = make_pipeline(config, loaded, self._kv_cache, self._feature_cache)
         self._overlaps = config.overlaps_on(loaded.model.device.type)
@@ -384,7 +387,10 @@ class Engine:
         Returns:
             Whether all of the memory is there.
         """
-        return self._kv_cache.prefault(timeout_s)
+        is_done = self._kv_cache.prefault(timeout_s)
+        if self._offload is None or not is_done:
+            return is_done
+        return self._offload.prefault(timeout_s)
 
     def token_bytes(self, token_ids: Iterable[int]) -> dict[int, bytes]:
         """Return the bytes of tokens, for example of those in `RequestOutput.logprobs`.
@@ -409,6 +415,10 @@ class Engine:
         """Return counts of pictures and sounds, as cheaply as `load`; None for a text model."""
         return None if self._feature_cache is None else self._feature_cache.counts
 
+    def offload_counts(self) -> OffloadCounts | None:
+        """Return counts of KV in host memory, as cheaply as `load`; None if it is off."""
+        return None if self._offload is None else self._offload.counts
+
     @property
     def num_steps(self) -> int:
         """Steps run; as cheap as `load`."""
@@ -428,7 +438,7 @@ class Engine:
 
     def stats(self) -> EngineStats:
         """Return what the engine has done so far, and its current load."""
-        return self._counter.snapshot(self._scheduler, self._feature_cache)
+        return self._counter.snapshot(self._scheduler, self._feature_cache, self.offload_counts())
 
     def _end_without_adapter(self) -> None:
         """End requests whose adapter could not be loaded, though it was there when they came."""
@@ -477,7 +487,7 @@ class Engine:
     def _launch(self, batch: ScheduledBatch) -> bool:
         """Launch a step on the device; if memory runs out, make the next ones smaller instead."""
         try:
-            self._kv_cache.zero_blocks(self._scheduler.blocks_to_zero)
+            self._prepare_blocks(self._scheduler.blocks_to_zero)
             self._scheduler.note_blocks_zeroed()
             self._pipeline.launch(batch)
         except Exception as error:
@@ -485,6 +495,12 @@ class Engine:
             return False
         self._scheduler.mark_launched(batch)
         return True
+
+    def _prepare_blocks(self, blocks_to_zero: Sequence[int]) -> None:
+        if self._offload is None:
+            self._kv_cache.zero_blocks(blocks_to_zero)
+        else:
+            self._offload.move_blocks(blocks_to_zero)
 
     def _sample_launched(self) -> None:
         """Sample the last step in flight, if it waited for the tokens before it."""
@@ -503,6 +519,8 @@ class Engine:
         step = self._pipeline.collect()
         discarded = self._scheduler.update(step.batch, step.token_ids, step.drafts)
         self._counter.count_step(step.batch, step.kind, step.time_s)
+        if self._offload is not None and step.kind in (StepKind.PREFILL, StepKind.PADDED):
+            self._offload.note_prompt_step(step.batch.num_tokens, step.time_s)
         requests = step.batch.sampled_requests
         for tracker in self._unfinished.append_tokens(requests, step.token_ids, discarded):
             error = failure_without_token(tracker.request)

@@ -18,6 +18,9 @@ from batchmill.engine.memory.kv_cache import KVCache
 from batchmill.engine.models.adapted_layers import lora_sites
 from batchmill.engine.models.decoder import DecoderModel
 from batchmill.engine.models.kv_scales import check_kv_scales
+from batchmill.engine.offload.host_blocks import HostBlocks
+from batchmill.engine.offload.offload import KVOffload
+from batchmill.engine.offload.sizing import num_host_blocks
 from batchmill.engine.parallel.model import ParallelModel
 from batchmill.engine.parallel.start import load_parallel
 from batchmill.engine.scheduling.block_pool import BlockPool
@@ -71,8 +74,28 @@ def make_kv_cache(config: EngineConfig, loaded: LoadedModel) -> KVCache:
     if not isinstance(model, ParallelModel):
         return allocate_kv_cache(config, model, feature_bytes=feature_bytes)
     kv_cache = allocate_kv_cache(config, model, model.memory_probe())
-    model.share_cache(kv_cache)
+    model.share_cache(kv_cache, num_host_blocks(config, kv_cache.block_bytes))
     return kv_cache
+
+
+def make_offload(config: EngineConfig, loaded: LoadedModel, kv_cache: KVCache) -> KVOffload | None:
+    """Make room in host memory for KV blocks, on every rank; None if it is off.
+
+    Raises:
+        ConfigError: not a single block fits, or the host refuses so much memory.
+    """
+    if not config.kv_host_bytes:
+        return None
+    if not loaded.config.keeps_kv:
+        raise ConfigError(
+            f"kv_host_bytes is {config.kv_host_bytes}, and this model is an encoder, which keeps "
+            "no KV: leave kv_host_bytes out"
+        )
+    host_blocks = HostBlocks(kv_cache, num_host_blocks(config, kv_cache.block_bytes))
+    offload = KVOffload(kv_cache, host_blocks, bytes_per_s=config.kv_host_bytes_per_s)
+    if isinstance(loaded.model, ParallelModel):
+        loaded.model.share_host_blocks(host_blocks)
+    return offload
 
 
 def make_adapter_pool(config: EngineConfig, loaded: LoadedModel) -> AdapterPool | None:
@@ -138,7 +161,11 @@ def _folder(setting: str, path: str, command: str) -> Path:
 
 
 def make_scheduler(
-    config: EngineConfig, loaded: LoadedModel, num_blocks: int, adapters: AdapterPool | None = None
+    config: EngineConfig,
+    loaded: LoadedModel,
+    num_blocks: int,
+    adapters: AdapterPool | None = None,
+    offload: KVOffload | None = None,
 ) -> Scheduler:
     """Make the scheduler over a pool of so many KV blocks."""
     speculation = None
@@ -154,6 +181,7 @@ def make_scheduler(
             num_blocks,
             config.block_size,
             enable_prefix_caching=config.enable_prefix_caching and loaded.config.keeps_kv,
+            evicted_blocks=None if offload is None else offload.index,
         ),
         max_num_seqs=config.max_num_seqs,
         max_num_batched_tokens=config.max_num_batched_tokens,

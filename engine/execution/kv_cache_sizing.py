@@ -23,6 +23,8 @@ from batchmill.engine.models.decoder import DecoderModel
 from batchmill.engine.models.fp8_weights import fp8_remedy_bytes
 from batchmill.engine.models.model import Model
 from batchmill.engine.models.weights import weights_bytes
+from batchmill.engine.offload.host_blocks import STAGING_BLOCKS
+from batchmill.engine.offload.sizing import check_host_memory
 from batchmill.engine.scheduling.batch_builder import MAX_DRAFT_TOKENS, MAX_SCORED_TOKENS
 from batchmill.engine.step.step_inputs import StepInputs
 from batchmill.kernels.ops.sample import sample
@@ -60,10 +62,11 @@ def allocate_kv_cache(
     if probe is None and model.device.type == "cuda":
         probe = CudaMemory(model.device)
     kv_cache_bytes = config.kv_cache_bytes
-    num_on_host = config.tensor_parallel_size  # ranks that share a host's memory
+    check_host_memory(config)
     if kv_cache_bytes is not None:
-        free_bytes = probe.free_bytes() if probe else available_memory_bytes() // num_on_host
-        _check_given(kv_cache_bytes, free_bytes, model.device)
+        free_bytes = probe.free_bytes() if probe else _free_host_bytes(config)
+        promised_bytes = 0 if probe else config.kv_host_bytes
+        _check_given(kv_cache_bytes, free_bytes, model.device, promised_bytes)
     elif probe is None:
         kv_cache_bytes = _share_of_host(
             config, kv_block_bytes(model.config, dtype, config.block_size), dtype
@@ -105,24 +108,35 @@ def records_decodes(config: EngineConfig, model: Model) -> bool:
     return config.records_decodes_on(model.device.type, is_capturable=is_capturable)
 
 
-def _check_given(kv_cache_bytes: int, free_bytes: int, device: torch.device) -> None:
+def _check_given(
+    kv_cache_bytes: int, free_bytes: int, device: torch.device, promised_bytes: int
+) -> None:
     """Refuse a size above the free memory; a host would fail only once the cache fills."""
     if kv_cache_bytes > free_bytes:
+        promised = f" besides kv_host_bytes ({gib(promised_bytes)} GiB)" if promised_bytes else ""
         raise ConfigError(
             f"kv_cache_bytes is {kv_cache_bytes} ({gib(kv_cache_bytes)} GiB), and {device} has "
-            f"{gib(free_bytes)} GiB free: lower it, or leave it out to use what fits"
+            f"{gib(free_bytes)} GiB free{promised}: lower it, or leave it out to use what fits"
         )
+
+
+def _free_host_bytes(config: EngineConfig) -> int:
+    """Return the free memory for each rank's cache on a host, without that for evicted blocks."""
+    return available_memory_bytes() // config.tensor_parallel_size - config.kv_host_bytes
 
 
 def _share_of_host(config: EngineConfig, block_bytes: int, dtype: torch.dtype) -> int:
     """Return the default size on a CPU; refuse one that cannot hold a single request."""
-    share_bytes = default_cpu_kv_cache_bytes() // config.tensor_parallel_size
+    num_ranks = config.tensor_parallel_size  # they share the host's memory
+    share_bytes = default_cpu_kv_cache_bytes(config.kv_host_bytes * num_ranks) // num_ranks
     needed = -(-config.max_model_len // config.block_size) * block_bytes
     if share_bytes < needed:
         remedies = ["free memory"]
-        if needed <= available_memory_bytes():
+        if needed <= _free_host_bytes(config):
             remedies.append(f"set kv_cache_bytes to {needed} or more")
         num_tokens = share_bytes // block_bytes * config.block_size
+        if config.kv_host_bytes:
+            remedies.append("lower kv_host_bytes")
         if num_tokens >= 2:
             remedies.append(f"set max_model_len to {num_tokens} or less")
         if dtype == torch.float32 and needed / 2 <= share_bytes:
@@ -206,6 +220,7 @@ def measured_kv_cache_bytes(
         ) from error
     # Read again: the step has loaded kernels and libraries, which torch's allocator does not count.
     held_bytes = probe.total_bytes() - probe.free_bytes()
+    block_bytes = kv_block_bytes(model.config, dtype, config.block_size)
     plan = MemoryPlan(
         total_bytes=probe.total_bytes(),
         limit_bytes=int(probe.total_bytes() * config.gpu_memory_utilization),
@@ -216,8 +231,9 @@ def measured_kv_cache_bytes(
         fp8_saved_bytes=_fp8_saved_bytes(config, model),
         adapter_bytes=0 if config.lora_folder is None else config.lora_bytes,
         feature_bytes=feature_bytes,
+        staging_bytes=STAGING_BLOCKS * block_bytes if config.kv_host_bytes else 0,
     )
-    plan.check(config, kv_block_bytes(model.config, dtype, config.block_size))
+    plan.check(config, block_bytes)
     _log.info(
         "memory: %s of %s GiB may be used; held %s, largest step %s, graphs %s, KV cache %s",
         *map(gib, (plan.limit_bytes, plan.total_bytes, held_bytes, plan.step_bytes)),

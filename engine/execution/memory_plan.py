@@ -28,6 +28,7 @@ class MemoryPlan:
         graph_bytes: Reserved for captured decode steps, see `graph_reserve_bytes`.
         adapter_bytes: Reserved for LoRA adapters.
         feature_bytes: Reserved for features of pictures and sounds.
+        staging_bytes: Taken for copies of KV blocks to and from host memory.
         fp8_saved_bytes: Memory that fp8 weights would save; 0 if the weights are or cannot be fp8.
     """
 
@@ -40,11 +41,12 @@ class MemoryPlan:
     fp8_saved_bytes: int = 0
     adapter_bytes: int = 0
     feature_bytes: int = 0
+    staging_bytes: int = 0
 
     @property
     def kv_cache_bytes(self) -> int:
         """The remainder for the cache; negative if not even the other parts fit."""
-        others = self.held_bytes + self.step_bytes + self.graph_bytes
+        others = self.held_bytes + self.step_bytes + self.graph_bytes + self.staging_bytes
         return self.limit_bytes - others - self.adapter_bytes - self.feature_bytes
 
     def check(self, config: EngineConfig, block_bytes: int) -> None:
@@ -66,8 +68,8 @@ class MemoryPlan:
             f"{gib(self.held_bytes)} are held (weights {gib(self.weight_bytes)}), a step of "
             f"{config.max_num_batched_tokens} tokens takes {gib(self.step_bytes)}, CUDA graphs "
             f"{gib(self.graph_bytes)}, LoRA adapters {gib(self.adapter_bytes)}, features of media "
-            f"{gib(self.feature_bytes)}, and one request of "
-            f"max_model_len {config.max_model_len} "
+            f"{gib(self.feature_bytes)}, copies of KV blocks {gib(self.staging_bytes)}, and one "
+            f"request of max_model_len {config.max_model_len} "
             f"needs {gib(needed)} of KV cache, {gib(needed - self.kv_cache_bytes)} more than is "
             f"left. Each is enough alone: {'; '.join(self._remedies(config, block_bytes, needed))}"
         )
@@ -94,6 +96,8 @@ class MemoryPlan:
             remedies.append(f"lora_bytes {self.adapter_bytes - lacking} or less")
         if self.feature_bytes >= lacking:
             remedies.append(f"media_cache_bytes {self.feature_bytes - lacking} or less")
+        if self.staging_bytes >= max(1, lacking):
+            remedies.append("kv_host_bytes 0")
         other_bytes = self.total_bytes - self.limit_bytes
         if other_bytes and lacking <= other_bytes * 0.6:
             share = (self.limit_bytes + lacking) / self.total_bytes

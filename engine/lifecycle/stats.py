@@ -16,6 +16,7 @@ from batchmill.engine.scheduling.scheduler import Scheduler
 
 if TYPE_CHECKING:  # it imports torch
     from batchmill.engine.media.feature_cache import FeatureCache
+    from batchmill.engine.offload.host_index import OffloadCounts
 
 #: Steps are kept up to this many, about a minute.
 NUM_RECENT_STEPS = 1024
@@ -72,6 +73,11 @@ class EngineStats:
     #: Pictures and sounds whose features were computed, and those whose features were in memory.
     num_encoded_media: int
     num_found_media: int
+    #: KV blocks in host memory now, those copied there and back, and those that it gave up.
+    num_host_blocks: int
+    num_stored_blocks: int
+    num_restored_blocks: int
+    num_evicted_host_blocks: int
     #: Finished requests, by reason. Each sample of a request counts as one, here and above.
     num_finished: dict[FinishReason, int]
 
@@ -174,7 +180,12 @@ class StatsCounter:
         """Draft tokens that are part of an output."""
         return self.num_accepted_by_source.total()
 
-    def snapshot(self, scheduler: Scheduler, features: FeatureCache | None = None) -> EngineStats:
+    def snapshot(
+        self,
+        scheduler: Scheduler,
+        features: FeatureCache | None = None,
+        offload: OffloadCounts | None = None,
+    ) -> EngineStats:
         """Return the totals, with the current state of the scheduler and its block pool."""
         pool = scheduler.block_pool
         times = sorted(step.time_s for step in self.recent_steps)
@@ -199,6 +210,10 @@ class StatsCounter:
             step_time_p99_s=quantile(times, 0.99) or 0.0,
             num_encoded_media=0 if features is None else features.counts.num_encoded,
             num_found_media=0 if features is None else features.counts.num_found,
+            num_host_blocks=0 if offload is None else offload.num_held,
+            num_stored_blocks=0 if offload is None else offload.num_stored,
+            num_restored_blocks=0 if offload is None else offload.num_restored,
+            num_evicted_host_blocks=0 if offload is None else offload.num_evicted,
             num_finished=dict(self.num_finished),
         )
 

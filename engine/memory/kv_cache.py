@@ -136,6 +136,11 @@ class KVCache:
         """Bytes of all layers' keys and values."""
         return sum(tensor.nbytes for layer in self.layers for tensor in layer)
 
+    @property
+    def block_bytes(self) -> int:
+        """Bytes of one block, over all layers."""
+        return self.num_bytes // self.num_blocks
+
     def prefault(self, timeout_s: float, *, num_threads: int = 1) -> bool:
         """Make memory resident that is only mapped; see `PrefaultedPages.prefault`.
 
@@ -177,9 +182,14 @@ def kv_block_bytes(config: ModelShape, dtype: torch.dtype, block_size: int) -> i
     return 2 * numbers * dtype.itemsize
 
 
-def default_cpu_kv_cache_bytes() -> int:
-    """Return the default size of the cache on a CPU: a share of the memory available now."""
-    return min(int(available_memory_bytes() * CPU_MEMORY_SHARE), MAX_DEFAULT_CPU_BYTES)
+def default_cpu_kv_cache_bytes(other_bytes: int = 0) -> int:
+    """Return the default size of the cache on a CPU: a share of the memory available now.
+
+    Args:
+        other_bytes: Memory that is promised to others and not taken yet.
+    """
+    free_bytes = available_memory_bytes() - other_bytes
+    return min(int(free_bytes * CPU_MEMORY_SHARE), MAX_DEFAULT_CPU_BYTES)
 
 
 def _mapping_error(kv_cache_bytes: int, error: OSError) -> ConfigError:

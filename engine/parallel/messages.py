@@ -30,12 +30,28 @@ class MakeCache(NamedTuple):
 
     num_blocks: int
     block_size: int
+    #: Blocks that fit into the rank's host memory; 0 keeps none there.
+    num_host_blocks: int = 0
 
 
 class ZeroBlocks(NamedTuple):
     """Zero these blocks."""
 
     block_ids: Sequence[int]
+
+
+class StoreBlocks(NamedTuple):
+    """Copy these blocks into these slots of host memory."""
+
+    block_ids: Sequence[int]
+    slots: Sequence[int]
+
+
+class RestoreBlocks(NamedTuple):
+    """Copy these slots of host memory into these blocks."""
+
+    block_ids: Sequence[int]
+    slots: Sequence[int]
 
 
 class Step(NamedTuple):
@@ -59,11 +75,13 @@ class MeasureMemory(NamedTuple):
     reset: bool
 
 
-ToRank: TypeAlias = RankSpec | Connect | MakeCache | ZeroBlocks | Step | MeasureMemory
+ToRank: TypeAlias = (
+    RankSpec | Connect | MakeCache | ZeroBlocks | StoreBlocks | RestoreBlocks | Step | MeasureMemory
+)
 
 
 class Done(NamedTuple):
-    """The message before has been handled. Steps and zeroed blocks have no reply."""
+    """The message before has been handled. Steps, and zeroed or copied blocks, have no reply."""
 
 
 class Memory(NamedTuple):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import weakref
 from collections.abc import Sequence
 from functools import partial
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
@@ -14,15 +15,19 @@ from batchmill.engine.memory.device_memory import CudaMemory, MemoryProbe
 from batchmill.engine.memory.kv_cache import KVCache
 from batchmill.engine.model_shape import ModelShape
 from batchmill.engine.models.model import Model
+from batchmill.engine.offload.host_blocks import HostBlocks
 from batchmill.engine.step.step_inputs import StepInputs
 
 from .memory import MemoryOfRanks
-from .messages import MakeCache, ZeroBlocks
+from .messages import MakeCache, RestoreBlocks, StoreBlocks, ZeroBlocks
 from .rank_processes import RankProcesses
 from .step_buffer import StepBuffer
 
 #: Longest time in which every rank allocates its KV cache.
 _CACHE_TIMEOUT_S = 300.0
+
+
+_CacheRef: TypeAlias = "weakref.ref[KVCache] | None"
 
 
 class ParallelModel:
@@ -79,16 +84,25 @@ class ParallelModel:
             return None
         return MemoryOfRanks(CudaMemory(self.device), self._processes)
 
-    def share_cache(self, kv_cache: KVCache) -> None:
+    def share_cache(self, kv_cache: KVCache, num_host_blocks: int = 0) -> None:
         """Let every rank allocate its part of a cache, with the same blocks; once per engine.
+
+        Args:
+            kv_cache: Rank 0's part.
+            num_host_blocks: Blocks that each rank makes room for in host memory.
 
         Raises:
             RankError: a rank cannot allocate it.
         """
-        self._processes.send(MakeCache(kv_cache.num_blocks, kv_cache.block_size))
+        self._processes.send(MakeCache(kv_cache.num_blocks, kv_cache.block_size, num_host_blocks))
         self._processes.wait_done(_CACHE_TIMEOUT_S)
         self._kv_cache = weakref.ref(kv_cache)
         kv_cache.on_zero = partial(self._zero_blocks, self._kv_cache)
+
+    def share_host_blocks(self, host_blocks: HostBlocks) -> None:
+        """Let every rank copy its part of the blocks that rank 0 copies, after `share_cache`."""
+        host_blocks.on_store = partial(self._store_blocks, self._kv_cache)
+        host_blocks.on_restore = partial(self._restore_blocks, self._kv_cache)
 
     def forward(self, inputs: StepInputs, kv_cache: KVCache, logits: Tensor) -> Tensor | None:
         """Run one step on all ranks; see `Model.forward`.
@@ -118,3 +132,15 @@ class ParallelModel:
     def _zero_blocks(self, kv_cache: weakref.ref[KVCache], block_ids: Sequence[int]) -> None:
         if self._kv_cache is kv_cache:  # else the ranks have the blocks of another engine
             self._processes.send(ZeroBlocks(list(block_ids)))
+
+    def _store_blocks(
+        self, kv_cache: _CacheRef, block_ids: Sequence[int], slots: Sequence[int]
+    ) -> None:
+        if self._kv_cache is kv_cache:
+            self._processes.send(StoreBlocks(list(block_ids), list(slots)))
+
+    def _restore_blocks(
+        self, kv_cache: _CacheRef, block_ids: Sequence[int], slots: Sequence[int]
+    ) -> None:
+        if self._kv_cache is kv_cache:
+            self._processes.send(RestoreBlocks(list(block_ids), list(slots)))

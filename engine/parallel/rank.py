@@ -24,6 +24,7 @@ from batchmill.engine.loading.computation import load_shard
 from batchmill.engine.loading.load_options import LoadOptions, resolve_device
 from batchmill.engine.memory.device_memory import CudaMemory
 from batchmill.engine.memory.kv_cache import KVCache
+from batchmill.engine.offload.host_blocks import HostBlocks
 
 from .collectives import Collectives
 from .messages import (
@@ -35,7 +36,9 @@ from .messages import (
     Memory,
     RankFailed,
     RankSpec,
+    RestoreBlocks,
     Step,
+    StoreBlocks,
     ToRank,
     ZeroBlocks,
 )
@@ -78,6 +81,7 @@ class Rank:
         self._buffer = StepBuffer(buffer_fd, spec.half_bytes, self._collectives, self._device)
         # Rank 0 measures the memory of its largest step over a cache of one block.
         self._kv_cache = self._make_cache(MakeCache(1, config.block_size))
+        self._host_blocks: HostBlocks | None = None
         self._memory = CudaMemory(self._device) if self._device.type == "cuda" else None
 
     def serve(self) -> None:
@@ -87,15 +91,18 @@ class Rank:
             message = self._connection.recv()
             if isinstance(message, Step):
                 self._compute(message)
-            elif isinstance(message, ZeroBlocks):
-                self._kv_cache.zero_blocks(message.block_ids)
+            elif isinstance(message, ZeroBlocks | StoreBlocks | RestoreBlocks):
+                self._change_blocks(message)
             elif isinstance(message, Connect):
                 num_ranks = self._collectives.num_ranks
                 self._collectives.connect(join_store(message.port, num_ranks))
                 self._connection.send(Done())
             elif isinstance(message, MakeCache):
-                del self._kv_cache  # its memory is needed for the next
+                del self._kv_cache, self._host_blocks  # their memory is needed for the next
                 self._kv_cache = self._make_cache(message)
+                self._host_blocks = None
+                if message.num_host_blocks:
+                    self._host_blocks = HostBlocks(self._kv_cache, message.num_host_blocks)
                 self._connection.send(Done())
             elif isinstance(message, MeasureMemory):
                 self._connection.send(self._measure(message))
@@ -105,6 +112,19 @@ class Rank:
         with torch.inference_mode():
             # Only rank 0 has logits.
             self._model.forward(inputs, self._kv_cache, torch.empty(0, device=self._device))
+
+    def _change_blocks(self, message: ZeroBlocks | StoreBlocks | RestoreBlocks) -> None:
+        host_blocks = self._host_blocks
+        if isinstance(message, ZeroBlocks):
+            self._kv_cache.zero_blocks(message.block_ids)
+            if host_blocks is not None:
+                host_blocks.wait_for_zeros()
+            return
+        assert host_blocks is not None, "only ranks with host memory copy blocks"
+        if isinstance(message, StoreBlocks):
+            host_blocks.store(message.block_ids, message.slots)
+        else:
+            host_blocks.restore(message.block_ids, message.slots)
 
     def _make_cache(self, message: MakeCache) -> KVCache:
         shape, model = self._model.config, self._model

@@ -10,6 +10,8 @@ from types import MappingProxyType
 
 from batchmill.engine.errors import OutOfBlocksError
 
+from .evicted_blocks import EvictedBlocks
+
 #: Parent of a sequence's first block.
 ROOT_HASH = b""
 
@@ -46,7 +48,8 @@ class BlockPool:
 
     A block is held by one or more requests, or free. A full, computed block can be *cached*: it can
     then be found by the hash of all tokens from the start of its sequence. A free cached block
-    keeps its content until it is evicted for another use, the least recently used one first.
+    keeps its content until it is evicted for another use, the least recently used one first. An
+    evicted content may be kept elsewhere, and be brought back into another block (`restore`).
 
     Invariant (`check_invariants`): every block is either held (reference count above 0), free and
     cached, or free and not cached; each cached block is found under exactly its own hash.
@@ -56,11 +59,25 @@ class BlockPool:
     """
 
     def __init__(
-        self, num_blocks: int, block_size: int, *, enable_prefix_caching: bool = True
+        self,
+        num_blocks: int,
+        block_size: int,
+        *,
+        enable_prefix_caching: bool = True,
+        evicted_blocks: EvictedBlocks | None = None,
     ) -> None:
+        """Take the blocks 0 to `num_blocks - 1`, all free.
+
+        Args:
+            num_blocks: Blocks of the cache.
+            block_size: Tokens per block.
+            enable_prefix_caching: Whether full blocks may be cached.
+            evicted_blocks: Keeps blocks that are evicted; None if their content is lost.
+        """
         self.num_blocks = num_blocks
         self.block_size = block_size
         self.enable_prefix_caching = enable_prefix_caching
+        self._evicted = evicted_blocks
         self._ref_counts = [0] * num_blocks
         # Popped from the end, so that block 0 is allocated first.
         self._free_uncached = list(range(num_blocks - 1, -1, -1))
@@ -104,7 +121,10 @@ class BlockPool:
                 block_id = self._free_uncached.pop()
             else:
                 block_id, _ = self._free_cached.popitem(last=False)
-                del self._block_by_hash[self._hash_by_block.pop(block_id)]
+                block_hash = self._hash_by_block.pop(block_id)
+                del self._block_by_hash[block_hash]
+                if self._evicted is not None:
+                    self._evicted.keep(block_hash, block_id)
             self._ref_counts[block_id] = 1
             block_ids.append(block_id)
         return block_ids
@@ -127,6 +147,25 @@ class BlockPool:
                 break
             found.append(block_id)
         return found
+
+    def find_evicted(self, block_hashes: Iterable[bytes]) -> Sequence[bytes]:
+        """Return the leading hashes whose evicted content is worth bringing back: see `restore`."""
+        return () if self._evicted is None else self._evicted.find(block_hashes)
+
+    def restore(self, block_hashes: Sequence[bytes]) -> list[int]:
+        """Allocate cached blocks, each with one holder, for contents that `find_evicted` returned.
+
+        Raises:
+            OutOfBlocksError: fewer are free; nothing is allocated.
+        """
+        if self._evicted is None or not block_hashes:
+            return []
+        self._evicted.hold(block_hashes)  # allocating may evict other blocks
+        block_ids = self.allocate(len(block_hashes))
+        self._evicted.restore(block_hashes, block_ids)
+        for block_id, block_hash in zip(block_ids, block_hashes, strict=True):
+            self.cache(block_id, block_hash)
+        return block_ids
 
     def num_free_among(self, block_ids: Iterable[int]) -> int:
         """Count the blocks that no request holds."""
@@ -167,20 +206,27 @@ class BlockPool:
                 self._free_uncached.append(block_id)
 
     def evict(self, block_ids: Iterable[int]) -> None:
-        """Remove these blocks from the cache; their holders keep them."""
+        """Remove these blocks from the cache, and their content from where evicted ones are kept.
+
+        Their holders keep them.
+        """
         for block_id in block_ids:
             block_hash = self._hash_by_block.pop(block_id, None)
             if block_hash is None:
                 continue
             del self._block_by_hash[block_hash]
+            if self._evicted is not None:
+                self._evicted.forget(block_hash)
             if self._ref_counts[block_id] == 0:
                 del self._free_cached[block_id]
                 self._free_uncached.append(block_id)
 
     def evict_all(self) -> int:
-        """Empty the cache; return how many blocks were in it."""
+        """Empty the cache, and forget evicted blocks; return how many blocks were in the cache."""
         num_cached = self.num_cached_blocks
         self.evict(list(self._hash_by_block))
+        if self._evicted is not None:
+            self._evicted.forget_all()
         return num_cached
 
     def check_invariants(self) -> None:

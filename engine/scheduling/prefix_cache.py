@@ -35,19 +35,14 @@ class PrefixCache:
 
         The last token is always computed, even if its KV is cached: its logits are needed.
         """
-        if not self._pool.enable_prefix_caching:
-            return []
-        if request.pooling is not None and not request.pooling.reads_cache:
-            return []
-        num_tokens, scores = request.num_tokens, request.scores
-        if scores is not None and scores.is_pending:
-            # Scored tokens have to be computed, from the token before the first one on.
-            num_tokens = scores.next_position
-        num_blocks = (num_tokens - 1) // self._pool.block_size
-        self._extend_hashes(request, num_blocks)
+        block_hashes = self._usable_hashes(request)
         # Scores are recorded with their token, but a token on in-batch blocks may be discarded.
-        in_batch_blocks = self._in_batch_blocks if scores is None else None
-        return self._pool.find_cached(request.block_hashes[:num_blocks], in_batch_blocks)
+        in_batch_blocks = self._in_batch_blocks if request.scores is None else None
+        return self._pool.find_cached(block_hashes, in_batch_blocks)
+
+    def find_evicted(self, request: Request, num_found: int) -> Sequence[bytes]:
+        """Find evicted blocks to bring back, after the `num_found` blocks that `find` returned."""
+        return self._pool.find_evicted(self._usable_hashes(request)[num_found:])
 
     def shares_in_batch_blocks(self, request: Request, num_blocks: int) -> bool:
         """Return whether any of the request's first blocks is computed only in this step."""
@@ -79,6 +74,20 @@ class PrefixCache:
         """Return the hashes of the full blocks of the request's known tokens."""
         self._extend_hashes(request, request.num_tokens // self._pool.block_size)
         return request.block_hashes
+
+    def _usable_hashes(self, request: Request) -> Sequence[bytes]:
+        """Return the hashes of the blocks that the request need not compute itself."""
+        if not self._pool.enable_prefix_caching:
+            return ()
+        if request.pooling is not None and not request.pooling.reads_cache:
+            return ()
+        num_tokens, scores = request.num_tokens, request.scores
+        if scores is not None and scores.is_pending:
+            # Scored tokens have to be computed, from the token before the first one on.
+            num_tokens = scores.next_position
+        num_blocks = (num_tokens - 1) // self._pool.block_size
+        self._extend_hashes(request, num_blocks)
+        return request.block_hashes[:num_blocks]
 
     def _extend_hashes(self, request: Request, num_blocks: int) -> None:
         block_size = self._pool.block_size

@@ -50,14 +50,24 @@ class RunningRequests:
             each for each in self.requests if each.num_computed_tokens + 1 < each.max_num_tokens
         ]
 
-    def admit(self, request: Request, shared: list[int], num_new_blocks: int) -> None:
-        """Let a request run on some shared blocks, which are computed, and some new ones."""
+    def admit(
+        self, request: Request, shared: list[int], evicted: Sequence[bytes], num_new_blocks: int
+    ) -> None:
+        """Let a request run on some shared blocks, some that are brought back, and some new ones.
+
+        Args:
+            request: It waits.
+            shared: Computed blocks of its first tokens.
+            evicted: Hashes of the blocks after these whose content is kept elsewhere.
+            num_new_blocks: Further blocks.
+        """
         pool = self._pool
         pool.share(shared)
-        request.block_ids = shared + pool.allocate(num_new_blocks)
+        computed = shared + pool.restore(evicted)
+        request.block_ids = computed + pool.allocate(num_new_blocks)
         request.num_slots = len(request.block_ids) * pool.block_size
-        request.num_cached_blocks = len(shared)
-        request.num_computed_tokens = len(shared) * pool.block_size
+        request.num_cached_blocks = len(computed)
+        request.num_computed_tokens = len(computed) * pool.block_size
         request.status = RequestStatus.RUNNING
         self.prefilling.add(request)
         insort(self.requests, request, key=rank_of)

@@ -46,9 +46,9 @@ class Scheduler:
     if there are blocks for all its known tokens, so a prompt never gets stuck half-way.
 
     Preemption takes the running request that is last in rank. Its blocks are freed, it waits again
-    at its place, and later recomputes its prompt and output. So the first running request always
-    advances, and since each request fits into the pool alone (`add` checks that), every request
-    finishes.
+    at its place, and later recomputes what neither the prefix cache nor host memory has kept. So
+    the first running request always advances, and since each request fits into the pool alone
+    (`add` checks that), every request finishes.
 
     In-batch sharing: a request may be admitted on blocks that the same step computes
     (`PrefixCache`). If that step is not launched, the next `schedule` takes the request back; if
@@ -435,7 +435,8 @@ class Scheduler:
         self.waiting.admit(request)
         if self._prefix_cache.shares_in_batch_blocks(request, len(shared)):
             self._in_batch_sharers.append(request)
-        self._running.admit(request, shared, needed)
+        evicted = self._prefix_cache.find_evicted(request, len(shared))
+        self._running.admit(request, shared, evicted, needed - len(evicted))
         self._last_admitted = request
         metrics = request.metrics
         if metrics.queued_s is None:

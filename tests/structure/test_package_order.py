@@ -25,6 +25,7 @@ ORDER = {
             "scheduling",
             "step",
             "memory",
+            "offload",
             "models",
             "models_hf",
         ),

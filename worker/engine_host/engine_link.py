@@ -25,6 +25,7 @@ from .messages import (
     EngineSpec,
     FromEngine,
     MediaCounts,
+    OffloadCounts,
     Ready,
     SetPaused,
     Shutdown,
@@ -88,6 +89,7 @@ class EngineLink:
         #: None while no engine is ready, and if it has no draft tokens to count.
         self.drafts: DraftCounts | None = None
         self.media: MediaCounts | None = None
+        self.offload: OffloadCounts | None = None
         #: Requests sent to this engine, and those of them that its last report had seen.
         self.num_adds_sent = 0
         self.num_adds_seen = 0
@@ -199,7 +201,7 @@ class EngineLink:
         writer.start()
         was_ready = self._read_until_end(connection)
         status = _reap(process)
-        self.ready = self.drafts = self.media = None
+        self.ready = self.drafts = self.media = self.offload = None
         self._num_failed_starts = 0 if was_ready else self._num_failed_starts + 1
         if not self._closing.is_set():
             _log.error("engine_died", pid=process.pid, status=status, was_ready=was_ready)
@@ -225,6 +227,7 @@ class EngineLink:
         while (message := _receive(connection)) is not None:
             if isinstance(message, StepReport):
                 self.load, self.drafts, self.media = message.load, message.drafts, message.media
+                self.offload = message.offload
                 self.num_adds_seen = message.num_adds_seen
                 self._listener.on_report(message)
             elif isinstance(message, Ready):

@@ -14,6 +14,7 @@ from .messages import (
     Finished,
     MediaCounts,
     NewOutput,
+    OffloadCounts,
     Ready,
 )
 
@@ -75,6 +76,9 @@ class HostedEngine(Protocol):
 
     def media_counts(self) -> MediaCounts | None:
         """Return the counts of pictures and sounds, or None if the model takes none."""
+
+    def offload_counts(self) -> OffloadCounts | None:
+        """Return the counts of KV in host memory, or None if none is kept there."""
 
     def take_work(self) -> EngineWork:
         """Return what was computed since the last call."""

@@ -134,6 +134,23 @@ class MediaCounts(_Message):
 
 
 @dataclass(frozen=True, slots=True)
+class OffloadCounts(_Message):
+    """Counts of KV blocks in host memory since the process started."""
+
+    #: Blocks copied to the host and back, and those that the host gave up.
+    num_stored: int = 0
+    num_restored: int = 0
+    num_evicted: int = 0
+    #: Evicted blocks that were not copied, because computing them again is faster.
+    num_not_stored: int = 0
+    #: Blocks that the host has now, and room for.
+    num_held: int = 0
+    num_host_blocks: int = 0
+    #: Bytes of one block on each rank.
+    block_bytes: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class Ready(_Message):
     """The model is loaded and warm."""
 
@@ -325,6 +342,8 @@ class StepReport(_Message):
     drafts: DraftCounts | None = None
     #: None if the model takes neither pictures nor sounds.
     media: MediaCounts | None = None
+    #: None if the engine keeps no KV in host memory.
+    offload: OffloadCounts | None = None
     #: When it was made, seconds of `time.monotonic()`, which all processes of a machine share.
     at_s: float = 0.0
     work: EngineWork = field(default_factory=EngineWork)

@@ -156,6 +156,7 @@ class EngineLoop:
             load=self._engine.load(),
             drafts=self._engine.drafts(),
             media=self._engine.media_counts(),
+            offload=self._engine.offload_counts(),
             at_s=time.monotonic(),
             work=self._engine.take_work(),
             new_outputs=output.new_outputs,

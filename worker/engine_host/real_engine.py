@@ -41,6 +41,7 @@ from .messages import (
     LogprobDetails,
     MediaCounts,
     NewOutput,
+    OffloadCounts,
     Ready,
 )
 
@@ -248,6 +249,21 @@ class RealEngine:
             counts.num_runs,
             counts.run_time_s,
             counts.num_bytes,
+        )
+
+    def offload_counts(self) -> OffloadCounts | None:
+        """Return the counts of KV in host memory, or None if none is kept there."""
+        counts = self._engine.offload_counts()
+        if counts is None:
+            return None
+        return OffloadCounts(
+            counts.num_stored,
+            counts.num_restored,
+            counts.num_evicted,
+            counts.num_not_stored,
+            counts.num_held,
+            counts.num_host_blocks,
+            counts.block_bytes,
         )
 
     def take_work(self) -> EngineWork:

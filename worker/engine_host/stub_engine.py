@@ -31,6 +31,7 @@ from .messages import (
     EngineWork,
     Finished,
     MediaCounts,
+    OffloadCounts,
     Ready,
 )
 from .stub_output import (
@@ -242,6 +243,10 @@ class StubEngine:
 
     def media_counts(self) -> MediaCounts | None:
         """Return None: there is no tower."""
+        return None
+
+    def offload_counts(self) -> OffloadCounts | None:
+        """Return None: there is no KV."""
         return None
 
     def step(self) -> StepOutput:

@@ -10,7 +10,7 @@ from batchmill.producer.protocol.media import MEDIA_EXTRA
 from batchmill.producer.protocol.records import WorkerInfo
 from batchmill.producer.store.job_store import JobStore
 from batchmill.worker.engine_host.engine_link import EngineLink
-from batchmill.worker.engine_host.messages import MediaCounts
+from batchmill.worker.engine_host.messages import MediaCounts, OffloadCounts
 from batchmill.worker.media.decoder import can_decode
 from batchmill.worker.metrics.autoscaling import SPEED_STAT
 from batchmill.worker.settings import WorkerSettings
@@ -145,6 +145,8 @@ class Heartbeat:
                 stats[f"accepted_tokens_{source}"] = num_accepted
         if self._link.media is not None:
             stats |= _media_stats(self._link.media)
+        if self._link.offload is not None:
+            stats |= _offload_stats(self._link.offload)
         return stats | self._times.stats()
 
     def _state(self) -> str:
@@ -160,4 +162,12 @@ def _media_stats(counts: MediaCounts) -> dict[str, int | float | str]:
         "tower_runs": counts.num_runs,
         "tower_s": round(counts.run_time_s, 1),
         "media_cache_bytes": counts.num_bytes,
+    }
+
+
+def _offload_stats(counts: OffloadCounts) -> dict[str, int | float | str]:
+    return {
+        "kv_host_stored_blocks": counts.num_stored,
+        "kv_host_restored_blocks": counts.num_restored,
+        "kv_host_bytes": counts.num_held * counts.block_bytes,
     }

@@ -11,6 +11,7 @@ from batchmill.worker.engine_host.messages import (
     DraftCounts,
     Finished,
     MediaCounts,
+    OffloadCounts,
     Refused,
     StepReport,
 )
@@ -42,6 +43,7 @@ class WorkerMetrics:
         self.speed = BusySpeed()
         self._drafts = _NO_DRAFTS
         self._media = MediaCounts()
+        self._offload = OffloadCounts()
         # When the engine last reported, if it had requests left; None otherwise.
         self._busy_since: float | None = None
         self._close: Callable[[], None] = lambda: None
@@ -70,6 +72,8 @@ class WorkerMetrics:
                 meter.accepted_tokens.add(num_accepted - accepted_before, (source,))
         if report.media is not None:
             self._note_media(report.media)
+        if report.offload is not None:
+            self._note_offload(report.offload)
 
     def _note_media(self, counts: MediaCounts) -> None:
         meter, old, self._media = self.engine, self._media, counts
@@ -78,6 +82,13 @@ class WorkerMetrics:
         meter.media_queries.add(num_hits + counts.num_encoded - old.num_encoded)
         meter.tower_runs.add(counts.num_runs - old.num_runs)
         meter.tower_time.add(counts.run_time_s - old.run_time_s)
+
+    def _note_offload(self, counts: OffloadCounts) -> None:
+        meter, old, self._offload = self.engine, self._offload, counts
+        meter.stored_blocks.add(counts.num_stored - old.num_stored)
+        meter.restored_blocks.add(counts.num_restored - old.num_restored)
+        meter.evicted_host_blocks.add(counts.num_evicted - old.num_evicted)
+        meter.not_stored_blocks.add(counts.num_not_stored - old.num_not_stored)
 
     def note_tokens(self, received: Iterable[tuple[ActiveJob, int]], at_s: float) -> None:
         """Count the new tokens of a report: each job, and how many it received."""
@@ -112,6 +123,7 @@ class WorkerMetrics:
         """Count the end of an engine process; None if it ended in an orderly way."""
         self._drafts = _NO_DRAFTS
         self._media = MediaCounts()
+        self._offload = OffloadCounts()
         self._busy_since = None
         if cause is not None:
             self.engine.engine_restarts.add(1, (cause,))
@@ -182,6 +194,9 @@ class WorkerMetrics:
         yield from number(names.UNSAVED_TOKENS, sum(job.num_unsaved for job in jobs.snapshot()))
         if link.media is not None:
             yield from number(names.MEDIA_CACHE_BYTES, link.media.num_bytes)
+        if link.offload is not None:
+            num_bytes = link.offload.num_held * link.offload.block_bytes
+            yield from number(names.KV_HOST_BYTES, num_bytes)
         yield from number(names.ENGINE_READY, ready is not None)
         yield from number(names.ENGINE_STALLED, link.stalled_s)
         yield from number(names.BROKER_SILENT, heartbeat.silent_s)

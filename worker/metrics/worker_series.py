@@ -65,6 +65,10 @@ MEDIA_CACHE_BYTES: Final = _gauge(
     "mm_cache_bytes",
     "Memory that the features of pictures and sounds take; missing if the model takes none.",
 )
+KV_HOST_BYTES: Final = _gauge(
+    "kv_host_bytes",
+    "Host memory that KV blocks take on each rank; missing if `BATCHMILL_KV_HOST_BYTES` is 0.",
+)
 UNSAVED_TOKENS: Final = _gauge("unsaved_tokens", "Generated tokens that no checkpoint holds yet.")
 ENGINE_READY: Final = _gauge("engine_ready", "1 if a model is loaded, otherwise 0.")
 ENGINE_STALLED: Final = _gauge(
@@ -127,6 +131,18 @@ TOWER_RUNS: Final = _counter(
     "tower_runs", "Runs of the tower, which computes the features of several pictures or sounds."
 )
 TOWER_TIME: Final = _counter("tower_seconds", "Seconds that these took.")
+KV_STORED: Final = _counter("kv_host_stored_blocks", "KV blocks copied to host memory.")
+KV_RESTORED: Final = _counter(
+    "kv_host_restored_blocks", "KV blocks copied back from host memory, instead of computed again."
+)
+KV_HOST_EVICTED: Final = _counter(
+    "kv_host_evicted_blocks", "KV blocks that host memory gave up for others."
+)
+KV_NOT_STORED: Final = _counter(
+    "kv_host_not_stored_blocks",
+    "KV blocks that the cache gave up and that were not copied, because computing them again is "
+    "faster.",
+)
 STEPS: Final = _counter("engine_steps", "Steps of the engine.")
 
 # Jobs.
@@ -251,7 +267,7 @@ GAUGES: Final = (
         ACTIVE_JOBS,
     ),
     *(UNSAVED_TOKENS, ENGINE_READY, ENGINE_STALLED, BROKER_SILENT, BUSY_SPEED),
-    MEDIA_CACHE_BYTES,
+    *(MEDIA_CACHE_BYTES, KV_HOST_BYTES),
 )
 GPU_GAUGES: Final = (GPU_MEMORY_USED, GPU_MEMORY_TOTAL, GPU_UTILISATION)
 COUNTERS: Final = (
@@ -261,6 +277,7 @@ COUNTERS: Final = (
     *(RESUMED_TOKENS, RECOMPUTED_TOKENS, FENCED_WRITES, ENGINE_RESTARTS),
     *(OBJECTS, OBJECT_BYTES, MEDIA_DECODED, AUDIO_TIME, DECODE_TIME_OF_MEDIA),
     *(MEDIA_QUERIES, MEDIA_HITS, TOWER_RUNS, TOWER_TIME),
+    *(KV_STORED, KV_RESTORED, KV_HOST_EVICTED, KV_NOT_STORED),
 )
 HISTOGRAMS: Final = (
     *(TTFT, INTER_TOKEN, PER_OUTPUT_TOKEN, E2E, QUEUE_TIME, PREFILL_TIME, DECODE_TIME),

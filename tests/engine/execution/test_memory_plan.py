@@ -27,6 +27,7 @@ from batchmill.engine.models.decoder import DecoderModel
 from batchmill.engine.models.families import read_model_config
 from batchmill.engine.models.fp8_weights import fp8_weights_bytes
 from batchmill.engine.models.weights import weights_bytes
+from batchmill.engine.offload.host_blocks import STAGING_BLOCKS
 from batchmill.engine.scheduling.batch_builder import MAX_SCORED_TOKENS
 
 from ...support.tiny_models import NATIVE, random_model
@@ -109,6 +110,15 @@ def test_features_of_media_have_their_own_memory(model: DecoderModel) -> None:
     )
     lost = without.num_bytes - reserved.num_bytes
     assert abs(lost - 64 * MIB) < kv_block_bytes(model.config, torch.float32, 16)
+
+
+def test_copies_to_host_memory_have_their_staging_buffer(model: DecoderModel) -> None:
+    device = TightDevice(total=2 * GIB, held=GIB, step=0)
+    without, staged = (
+        allocate_kv_cache(configure(kv_host_bytes=each), model, device) for each in (0, MIB)
+    )
+    lost = without.num_blocks - staged.num_blocks
+    assert STAGING_BLOCKS <= lost <= STAGING_BLOCKS + 1
 
 
 def test_graphs_that_are_not_recorded_leave_their_memory_to_the_cache(model: DecoderModel) -> None:
@@ -229,7 +239,9 @@ def test_refusal_of_a_float32_cache_names_bfloat16_if_that_fits(
     model: DecoderModel, share: float, is_remedy: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     needed = 4 * kv_block_bytes(model.config, torch.float32, 16)
-    monkeypatch.setattr(kv_cache_sizing, "default_cpu_kv_cache_bytes", lambda: int(needed * share))
+    monkeypatch.setattr(
+        kv_cache_sizing, "default_cpu_kv_cache_bytes", lambda other_bytes: int(needed * share)
+    )
     with pytest.raises(ConfigError, match=r"GiB in float32: ") as caught:
         allocate_kv_cache(configure(max_model_len=64), model)
     assert ("set dtype to 'bfloat16'" in str(caught.value)) == is_remedy

@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 import pytest
 
 from batchmill.engine.drafts.drafter import Drafter
+from batchmill.engine.offload.copy_rule import CopyRule
+from batchmill.engine.offload.host_index import HostIndex
 from batchmill.engine.request.request import Request
 from batchmill.engine.request.sampling_params import SamplingParams
 from batchmill.engine.scheduling.block_pool import BlockPool
@@ -93,6 +95,8 @@ class SchedulerSimulation:
     max_num_seqs: int = 4
     max_num_batched_tokens: int = 8
     enable_prefix_caching: bool = True
+    #: Blocks that are kept on the host when they are evicted.
+    num_host_blocks: int = 0
     ageing_s: float = 1e6
     #: Steps that stay in flight while the next one is scheduled.
     num_steps_ahead: int = 0
@@ -106,8 +110,13 @@ class SchedulerSimulation:
     salt_by_block: dict[int, str | None] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        rule = CopyRule(block_bytes=1, block_size=self.block_size, bytes_per_s=1)
+        self.host = HostIndex(self.num_host_blocks, rule) if self.num_host_blocks else None
         self.pool = BlockPool(
-            self.num_blocks, self.block_size, enable_prefix_caching=self.enable_prefix_caching
+            self.num_blocks,
+            self.block_size,
+            enable_prefix_caching=self.enable_prefix_caching,
+            evicted_blocks=self.host,
         )
         self.scheduler = Scheduler(
             self.pool,
@@ -118,6 +127,8 @@ class SchedulerSimulation:
         )
         self.memory = PagedMemory(self.pool)
         self.in_flight: list[tuple[ScheduledBatch, list[int]]] = []
+        # The tokens of each slot of the host, and the salt under which they were written.
+        self.stored: dict[int, tuple[list[int], str | None]] = {}
 
     def add(
         self,
@@ -151,6 +162,7 @@ class SchedulerSimulation:
         assert not (batch.preempted and self.in_flight), "preempted with a step in flight"
         is_launched = batch.num_seqs > 0 and not fails and not is_out_of_memory
         if batch.num_seqs:
+            self.move_blocks()
             self.check_batch(batch)
             tokens = self.memory.compute(batch)
         if batch.num_seqs and is_out_of_memory:
@@ -167,6 +179,21 @@ class SchedulerSimulation:
             self.collect()
         self.scheduler.check_invariants()
         return batch
+
+    def move_blocks(self) -> None:
+        """Do the copies that are planned, as an engine does before it launches a step."""
+        if self.host is None:
+            return
+        self.host.check_invariants()
+        size, tokens = self.block_size, self.memory.token_by_slot
+        stores, restores = self.host.planned
+        for block_id, slot in stores:
+            content = [tokens[block_id * size + offset] for offset in range(size)]
+            self.stored[slot] = content, self.salt_by_block[block_id]
+        for block_id, slot in restores:
+            content, self.salt_by_block[block_id] = self.stored[slot]
+            tokens |= {block_id * size + offset: each for offset, each in enumerate(content)}
+        self.host.note_copied()
 
     def collect(self) -> None:
         """Collect the oldest step in flight, and finish the requests that it ends."""

@@ -43,6 +43,7 @@ arrivals = st.tuples(
     num_steps_ahead=st.integers(0, 1),
     stop_token=st.none() | st.just(3),
     num_speculative_tokens=st.sampled_from([0, 0, 1, 3, 6]),
+    num_host_blocks=st.sampled_from([0, 1, 3, 32]),
 )
 def test_every_request_gets_its_own_output_whatever_the_trace(
     trace: list[Arrival],
@@ -57,6 +58,7 @@ def test_every_request_gets_its_own_output_whatever_the_trace(
     num_steps_ahead: int,
     stop_token: int | None,
     num_speculative_tokens: int,
+    num_host_blocks: int,
 ) -> None:
     most_tokens = max(len(prompt) + max_tokens - 1 for prompt, max_tokens, *_ in trace)
     sim = SchedulerSimulation(
@@ -69,6 +71,7 @@ def test_every_request_gets_its_own_output_whatever_the_trace(
         num_steps_ahead=num_steps_ahead,
         stop_token=stop_token,
         num_speculative_tokens=num_speculative_tokens,
+        num_host_blocks=num_host_blocks,
     )
     requests = run_trace(sim, trace, failing_steps, out_of_memory_steps)
     assert sim.pool.num_free_blocks == sim.num_blocks

@@ -13,7 +13,7 @@ from batchmill.producer.protocol import keys
 from batchmill.worker.errors import EXIT_CONFIG
 from batchmill.worker.metrics.catalogue import CATALOGUE
 from batchmill.worker.metrics.gpu import gpu_source
-from batchmill.worker.metrics.worker_series import GPU_GAUGES, MEDIA_CACHE_BYTES
+from batchmill.worker.metrics.worker_series import GPU_GAUGES, KV_HOST_BYTES, MEDIA_CACHE_BYTES
 
 from ...conftest import RedisServer
 from ...support.processes import free_port
@@ -164,7 +164,7 @@ def test_the_catalogue_lists_exactly_what_is_shown(served: Served, first: Scrape
     found = served.scrape()
     series = {each.name: each for each in CATALOGUE["worker"]}
     kinds = {name: kind for name, kind in found.kinds.items() if name.startswith("batchmill_")}
-    missing = {each.name for each in (*GPU_GAUGES, MEDIA_CACHE_BYTES)}
+    missing = {each.name for each in (*GPU_GAUGES, MEDIA_CACHE_BYTES, KV_HOST_BYTES)}
     expected = {
         name.removesuffix("_total") if each.kind.value == "counter" else name: each.kind.value
         for name, each in series.items()
