@@ -6,10 +6,13 @@ import json
 from typing import Any
 
 from celery import Task
+from celery.worker import state as worker_state
 from celery.worker.request import Request
+from redis.exceptions import RedisError
 
 from batchmill.producer.protocol.keys import TASK_NAME
 from batchmill.producer.protocol.replies import JobState
+from batchmill.producer.store.job_store import JobStore
 from batchmill.worker.errors import JobFailed, SettingsError
 from batchmill.worker.jobs.outcome import Outcome
 from batchmill.worker.jobs.task_facts import Facts
@@ -56,6 +59,29 @@ class JobRequest(Request):
         """Whether FAILURE and REVOKED are stored."""
         return not self.ignore_result
 
+    def revoked(self) -> bool:
+        """Return whether the task must not start; if so, report that.
+
+        A worker remembers revoked stamps until it ends. They do not concern a job that an operator
+        has retried since.
+        """
+        stamped = self._request_dict.get("stamped_headers") or ()
+        if worker_state.revoked_stamps.keys().isdisjoint(stamped) or not self._was_retried():
+            return bool(super().revoked())
+        self._request_dict["stamped_headers"] = None
+        try:
+            return bool(super().revoked())
+        finally:
+            self._request_dict["stamped_headers"] = stamped
+
+    def _was_retried(self) -> bool:
+        store: JobStore | None = self.task.store
+        try:
+            record = None if store is None else store.load(self.id)
+        except RedisError:
+            return False
+        return record is not None and record.run > 1
+
     def _announce_revoked(self, reason: str, *args: Any) -> None:
         super()._announce_revoked(self.revoked_because or reason, *args)
 
@@ -93,6 +119,8 @@ class GenerateTask(Task):
     acks_late = False
     #: A failed job is not a bug in the worker, so it gets one line in the log, not a traceback.
     throws = (JobFailed,)
+    #: Holds the jobs; the worker's pool sets it.
+    store: JobStore | None = None
 
     def run(self, *_: Any, **__: Any) -> Any:
         """Return the job result, or raise the job's error. `JobClaimer` checked the arguments.

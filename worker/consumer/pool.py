@@ -12,6 +12,7 @@ from celery.worker import state as worker_state
 from redis import Redis
 from redis.exceptions import RedisError
 
+from batchmill.producer.protocol.keys import TASK_NAME
 from batchmill.producer.store.connection import connect
 from batchmill.producer.store.job_store import JobStore
 from batchmill.producer.store.replication import replica_wait
@@ -93,6 +94,7 @@ class EnginePool(BasePool):
     def on_start(self) -> None:
         """Start the engine and everything around it; the gate opens when the model is loaded."""
         install_revoke(self._store)
+        self.app.tasks[TASK_NAME].store = self._store
         refuse_pool_size()
         # What a worker sends goes through its own transport. Other programs that use this app, as
         # Flower does, keep kombu's, whose URLs they know.

@@ -22,6 +22,8 @@ from .message_body import MAX_MESSAGE_BYTES, TOO_LARGE, read_body
 
 _NUM_BODY_PARTS = 3
 _NUM_TIME_LIMITS = 2
+#: Celery's own tasks behind `map`, `starmap` and `chunks`, which call another task in their worker.
+_MAPS = ("celery.map", "celery.starmap")
 #: An id becomes a part of keys, logs and events.
 MAX_ID_CHARS = 255
 
@@ -171,8 +173,10 @@ def _check_headers(headers: Any) -> dict[str, Any]:
     if not _is_text(task):
         raise MalformedMessage("no_task", f"headers.task is missing: it must be {TASK_NAME}")
     if task != TASK_NAME:
+        remedy = "; send a group instead" if task in _MAPS else ""
         raise MalformedMessage(
-            "unknown_task", f"headers.task is {str(task)[:100]!r}; this queue takes {TASK_NAME}"
+            "unknown_task",
+            f"headers.task is {str(task)[:100]!r}; this queue takes {TASK_NAME}{remedy}",
         )
     for name, is_good in _OPTIONAL_HEADERS.items():
         value = headers.get(name)

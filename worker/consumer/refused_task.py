@@ -23,7 +23,10 @@ _log = structlog.stdlib.get_logger("batchmill.refused_task")
 #: A message that is too long to be parsed still says at its end whose it is: Celery's senders write
 #: the properties after the body, and the id of the task as correlation id.
 _TAIL_BYTES = 64 << 10
-_CORRELATION_ID = re.compile(rb'"correlation_id": ?"([\w-]{1,255})"', re.ASCII)
+_CORRELATION_ID = re.compile(rb'"correlation_id": ?"([\w-]{1,4096})"', re.ASCII)
+#: Longest id that a sender gets a result for. A task may not have one that is so long, but whoever
+#: sent it waits for the result.
+_MAX_SENT_ID_CHARS = 4096
 
 
 class RefusedTasks:
@@ -49,7 +52,7 @@ class RefusedTasks:
         known = backend.get_task_meta(task_id, cache=False)["status"]
         if known in states.READY_STATES or self._store.load(task_id) is not None:
             return
-        _log.info("task_refused", task_id=task_id, code=failure.code)
+        _log.info("task_refused", task_id=task_id[:MAX_ID_CHARS], code=failure.code)
         context = Context({"delivery_info": {}, **request})
         wants_result = not request.get("ignore_result")
         backend.mark_as_failure(task_id, failure, request=context, store_result=wants_result)
@@ -95,7 +98,7 @@ def read_sender(element: bytes) -> dict[str, Any] | None:
 
 
 def _is_usable_id(value: Any) -> bool:
-    if not isinstance(value, str) or not 0 < len(value) <= MAX_ID_CHARS:
+    if not isinstance(value, str) or not 0 < len(value) <= _MAX_SENT_ID_CHARS:
         return False
     try:
         value.encode()

@@ -27,11 +27,15 @@ def install_revoke(store: JobStore) -> None:
 
     def revoke(state: Any, task_id: Any, terminate: bool = False, **options: Any) -> Any:
         given = [task_id] if isinstance(task_id, str) else list(task_id or ())
-        revoked = [each for each in given if terminate or not _is_running(store, each)]
-        reply = celery_revoke(state, revoked, terminate, **options)
-        for job_id in revoked:
-            if _is_job_id(job_id):
-                _cancel(store, job_id, terminate=terminate)
+        running = [each for each in given if _is_running(store, each)]
+        waiting = [each for each in given if each not in running]
+        # Before Celery stores REVOKED: whoever sees that may retry the job at once.
+        stored = [each for each in waiting if _cancel(store, each, terminate=terminate)]
+        reply = celery_revoke(state, given if terminate else waiting, terminate, **options)
+        if terminate:
+            stored += [each for each in running if _cancel(store, each, terminate=True)]
+        for job_id in stored:
+            worker_state.revoked.discard(job_id)
         return reply
 
     Panel.data["revoke"] = revoke
@@ -48,17 +52,20 @@ def _is_running(store: JobStore, task_id: Any) -> bool:
         return False
 
 
-def _cancel(store: JobStore, job_id: str, *, terminate: bool) -> None:
+def _cancel(store: JobStore, job_id: Any, *, terminate: bool) -> bool:
+    """Cancel a job, and return whether its record knows: then Celery may forget the id."""
+    if not _is_job_id(job_id):
+        return False
     try:
         job = store.load(job_id)
         if job is None:
-            return  # a plain task without a record: Celery discards it at its receipt
+            return False  # a plain task without a record: Celery discards it at its receipt
         if job.state is JobState.IN_PROGRESS and not terminate:
             status = CancelStatus.ALREADY_TERMINAL  # as in Celery, a running task continues
         else:
             status = store.cancel(job_id).status
     except RedisError as error:
         _log.warning("revoke_not_stored", job_id=job_id, error=type(error).__name__)
-        return
+        return False
     _log.info("job_revoked", job_id=job_id, status=status.value)
-    worker_state.revoked.discard(job_id)
+    return True

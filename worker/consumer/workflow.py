@@ -50,7 +50,10 @@ def read_workflow(request: Mapping[str, Any], embed: Mapping[str, Any] | None) -
         for number, callback in enumerate(follow_ups["callbacks"] or ())
     ] or None
     headers["timelimit"] = list(headers["timelimit"])
-    stands_alone = headers == _DEFAULTS and not any(follow_ups.values())
+    # Stamps matter outside a workflow, too: a revocation may name them.
+    stands_alone = headers == _DEFAULTS and not any(
+        (*follow_ups.values(), request.get("stamped_headers"))
+    )
     is_sealed = SEALED_NAME in (embed or {})
     if stands_alone and not is_sealed and request.get("root_id") in (None, request["id"]):
         return None

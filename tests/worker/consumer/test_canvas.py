@@ -59,6 +59,17 @@ def test_what_follows_a_task_runs_once_in_its_own_queue(mill: Mill, shop: StockW
     assert mill.store.dead_letters() == []
 
 
+def test_a_task_that_names_its_job_runs_it_whatever_the_tasks_before_return(mill: Mill) -> None:
+    mill.start_worker()
+    first, second = generate(mill), generate(mill, "another prompt")
+
+    chained = chain(first, second).apply_async()
+    body = chord([first, first])(second)
+
+    texts = {result.get(timeout=60)["text"] for result in (chained, body)}
+    assert texts == {second.apply_async().get(timeout=60)["text"]}
+
+
 def test_a_queue_that_was_published_to_is_never_consumed(mill: Mill) -> None:
     worker = mill.start_worker()
     client = mill.store.client

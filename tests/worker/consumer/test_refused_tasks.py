@@ -26,12 +26,14 @@ def test_the_sender_of_a_refused_task_gets_a_failure(running_mill: Mill) -> None
     refused = {
         "unknown_task": send(running_mill, "shop.no_such_task"),
         "content_type": send(running_mill, serializer="yaml"),
+        "bad_id": send(running_mill, task_id="x" * 300),
+        "send a group": send(running_mill, "celery.map"),
     }
     for code, result in refused.items():
         with pytest.raises(Exception, match=code):
             result.get(timeout=60)
         assert result.state == "FAILURE"
-    assert len(running_mill.store.dead_letters()) == letters + 2
+    assert len(running_mill.store.dead_letters()) == letters + len(refused)
 
 
 @pytest.mark.parametrize(
