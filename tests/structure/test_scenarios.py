@@ -1,4 +1,7 @@
-"""The page of scenarios has all of them, each with tests that exist and are always run."""
+"""The page of scenarios has all of them, each with tests that exist and are always run.
+
+So have the attacks on the page "before and after".
+"""
 
 from __future__ import annotations
 
@@ -15,6 +18,12 @@ ROWS = [
     if re.match(r"\| \d+ \|", line)
 ]
 NUM_SCENARIOS = 38
+ATTACKS = [
+    [cell.strip() for cell in line.strip("|").split(" | ")]
+    for line in (ROOT / "docs" / "faults-before-and-after.md").read_text().splitlines()
+    if re.match(r"\| \d\d", line)
+]
+NUM_ATTACKS = 44
 
 
 def test_every_scenario_has_a_row() -> None:
@@ -22,9 +31,14 @@ def test_every_scenario_has_a_row() -> None:
     assert {len(row) for row in ROWS} == {4}
 
 
-@pytest.mark.parametrize("row", ROWS, ids=lambda row: row[0])
-def test_the_tests_of_a_scenario_exist(row: list[str]) -> None:
-    tests = re.findall(r"`(tests/[^`]+)`", row[3])
+def test_every_attack_has_a_row() -> None:
+    assert len({row[0].split()[0] for row in ATTACKS}) == len(ATTACKS) == NUM_ATTACKS
+    assert {len(row) for row in ATTACKS} == {5}
+
+
+@pytest.mark.parametrize("row", ROWS + ATTACKS, ids=lambda row: row[0].split()[0])
+def test_the_tests_of_a_row_exist(row: list[str]) -> None:
+    tests = re.findall(r"`(tests/[^`]+)`", row[-1])
     assert tests
     for test in tests:
         path, _, name = test.partition("::")
