@@ -12,7 +12,7 @@ from typing import Any
 from batchmill.engine.errors import ModelLoadError, UnsupportedModelError
 
 from . import llama_like, mixtures, output_normed
-from .family import Family, HfConfig, WeightNames, activation
+from .family import Family, HfConfig, WeightNames, activation, head_dim_of
 from .model_config import ModelConfig
 from .rope_config import longest_exact_length
 
@@ -117,7 +117,7 @@ def architecture_name(config: HfConfig) -> str:
 def _common(config: HfConfig) -> dict[str, Any]:
     """Read the fields that all families name alike."""
     num_heads, hidden_size = int(config["num_attention_heads"]), int(config["hidden_size"])
-    head_dim = int(config.get("head_dim") or hidden_size // num_heads)
+    head_dim = head_dim_of(config)
     return {
         "vocab_size": int(config["vocab_size"]),
         "hidden_size": hidden_size,

@@ -54,6 +54,16 @@ class Family:
     partial_rotary: bool = False
 
 
+def head_dim_of(config: HfConfig) -> int:
+    """Return the numbers of a head; without `head_dim`, or with null, heads share the hidden state.
+
+    Raises:
+        KeyError: a required value is missing.
+    """
+    own = config.get("head_dim")
+    return int(own or int(config["hidden_size"]) // int(config["num_attention_heads"]))
+
+
 def activation(config: HfConfig, key: str) -> Activation:
     """Return our name of an activation.
 

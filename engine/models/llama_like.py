@@ -7,7 +7,7 @@ from typing import Any
 
 from batchmill.engine.errors import UnsupportedModelError
 
-from .family import UNROTATED, HfConfig, layers, same_window, windows_by_type
+from .family import UNROTATED, HfConfig, head_dim_of, layers, same_window, windows_by_type
 from .model_config import AttentionConfig, LayerConfig
 from .rope_config import read_rope
 
@@ -124,7 +124,7 @@ def hunyuan_dense(config: HfConfig) -> dict[str, Any]:
     rope, bias = read_rope(config), bool(config.get("attention_bias"))
     alpha = (config.get("rope_parameters") or {}).get("alpha")
     if rope.rope_type == "dynamic" and alpha:
-        head_dim = int(config["head_dim"])
+        head_dim = head_dim_of(config)
         theta = rope.theta * float(alpha) ** (head_dim / (head_dim - 2))
         rope = replace(rope, theta=theta, rope_type="default")
     # The norms divide by any factor on cosines and sines again; they are computed before the

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -87,6 +88,20 @@ def test_norms_after_the_rotation_undo_the_factor_of_yarn(tmp_path: Path) -> Non
     }
     config = HunYuanDenseV1Config(**SIZES, head_dim=16, rope_parameters=rope)
     hf_model = random_model(config, tmp_path)
+    loaded = load_model(str(tmp_path), dtype="float32", device="cpu", model_impl="native")
+    requests = make_requests([1, 7, 33, 40], loaded.config.vocab_size)
+    want = full_logits(hf_model, requests)
+    assert largest_error(make_runner(loaded.model), requests, want, [5, 11, 3, 21]) <= 1e-4
+
+
+def test_a_wider_base_needs_no_head_dim(tmp_path: Path) -> None:
+    rope = {"rope_type": "dynamic", "rope_theta": 1e4, "alpha": 1000.0, "factor": 1.0}
+    hidden_size, num_heads = SIZES["hidden_size"], SIZES["num_attention_heads"]
+    config = HunYuanDenseV1Config(**SIZES, head_dim=hidden_size // num_heads, rope_parameters=rope)
+    hf_model = random_model(config, tmp_path)
+    path = tmp_path / "config.json"
+    values = json.loads(path.read_text())
+    path.write_text(json.dumps({**values, "head_dim": None}))
     loaded = load_model(str(tmp_path), dtype="float32", device="cpu", model_impl="native")
     requests = make_requests([1, 7, 33, 40], loaded.config.vocab_size)
     want = full_logits(hf_model, requests)
