@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, MutableMapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,6 +11,9 @@ import torch
 
 from batchmill.engine.device_type import visible_gpu
 from batchmill.kernels.ops.rms_norm import rms_norm, rms_norm_reference
+
+_LIBCUDA = "libcuda.so"
+_LIBCUDA_PATH = "TRITON_LIBCUDA_PATH"
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +52,30 @@ def find_unusable_gpu(
     return UnusableGpu(path, f"{built}, and {_driver_error()}", False)
 
 
+def point_triton_to_libcuda(
+    environment: MutableMapping[str, str] = os.environ, maps: Path = Path("/proc/self/maps")
+) -> None:
+    """Tell Triton in which folder the driver's library is that this process has loaded.
+
+    Triton asks `ldconfig -p` for it, whose cache a container with a read-only root may lack.
+
+    Args:
+        environment: TRITON_LIBCUDA_PATH is set here, unless it is set already.
+        maps: The files that this process has mapped.
+    """
+    if environment.get(_LIBCUDA_PATH):
+        return
+    try:
+        mapped = [line.split(maxsplit=5)[5:] for line in maps.read_text().splitlines()]
+    except OSError:  # not Linux, or hidden: Triton looks for itself
+        return
+    for path in (Path(name) for (name,) in filter(None, mapped)):
+        is_library = path.name.startswith(f"{_LIBCUDA}.")
+        if is_library and (path.parent / f"{_LIBCUDA}.1").exists():
+            environment[_LIBCUDA_PATH] = str(path.parent)
+            return
+
+
 def _driver_error() -> str:
     """Return what the driver says when torch uses it for the first time, on one line."""
     try:
@@ -71,6 +98,8 @@ def gpu_kernel_error(device: str) -> float:
         Exception: of a compiler, a driver or Triton: the kernel does not run.
     """
     x = torch.linspace(-3, 3, 8 * 128, device=device).reshape(8, 128)
+    if x.is_cuda:
+        point_triton_to_libcuda()
     weight = torch.linspace(0.5, 1.5, 128, device=device)
     found = rms_norm(x, weight, 1e-6, backend="triton")
     return float((found - rms_norm_reference(x, weight, 1e-6)).abs().max())

@@ -23,57 +23,15 @@ from batchmill.engine.step.step_inputs import StepInputBuilder, StepInputs
 from batchmill.engine.step.upload import Uploader
 from batchmill.kernels.ops.sample import have_finite_maximum, sample_and_check
 
+from .decode_state import DecodeState
 from .graph_recorder import Recorder, recorder_for, reserved_gib
+from .special_rows import SpecialRows, SpecialStep
 
 #: Batch sizes with a graph; others are padded to the next. Finer steps save nothing above 64,
 #: because a matrix unit works on 64 rows at once.
 GRAPH_SIZES = (1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128, 160, 192, 256)
 
 _log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, slots=True)
-class _State:
-    """A decoding batch on the device, at fixed addresses, with one row per request.
-
-    Rows after the batch's are padding: they attend to one slot of block 0, write to no slot, and
-    put their token into the padding row of `RequestRows`.
-    """
-
-    row_ids: Tensor  # [most] int64: its row in `RequestRows`
-    positions: Tensor  # [most] int64
-    position_offsets: Tensor  # [most] int64: `PromptMedia.position_offset`
-    num_prompt_tokens: Tensor  # [most] int64
-    is_live: Tensor  # [most] int64: 1, or 0 for padding
-    top_k: Tensor  # [most] int64
-    seeds: Tensor  # [most] int64
-    temperature: Tensor  # [most] float32
-    top_p: Tensor  # [most] float32
-    min_p_gaps: Tensor  # [most] float32
-    block_tables: Tensor  # [most, max_num_blocks] int32
-
-    @classmethod
-    def allocate(
-        cls, most: int, max_num_blocks: int, padding_row: int, device: torch.device
-    ) -> _State:
-        """Allocate a state whose rows are all padding."""
-
-        def zeros() -> Tensor:
-            return torch.zeros(most, dtype=torch.int64, device=device)
-
-        return cls(
-            row_ids=torch.full((most,), padding_row, dtype=torch.int64, device=device),
-            positions=zeros(),
-            position_offsets=zeros(),
-            num_prompt_tokens=zeros(),
-            is_live=zeros(),
-            top_k=zeros(),
-            seeds=zeros(),
-            temperature=torch.zeros(most, dtype=torch.float32, device=device),
-            top_p=torch.ones(most, dtype=torch.float32, device=device),
-            min_p_gaps=torch.full((most,), -torch.inf, dtype=torch.float32, device=device),
-            block_tables=torch.zeros(most, max_num_blocks, dtype=torch.int32, device=device),
-        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,7 +60,8 @@ class DecodeGraphs:
 
     The first takes each row's last token, runs the model up to the logits, and advances the
     position. The second samples, and stores each token as the row's last one. In between, the
-    controls of some rows may change their logits. So while the same requests decode, the host
+    controls of some rows may change their logits, by graphs of their own (`SpecialRows`) or by what
+    the sampler launches. So while the same requests decode, the host
     uploads nothing but the blocks that some of them begin, and what its controls need.
 
     If requests may have LoRA adapters, there is a third graph for each size, in place of the first
@@ -144,14 +103,18 @@ class DecodeGraphs:
         self._uploader = Uploader(device)
         self.sizes = _sizes_for(rows.num_rows)
         most, max_num_blocks = self.sizes[-1], -(-max_model_len // kv_cache.block_size)
-        self._state = _State.allocate(most, max_num_blocks, rows.num_rows, device)
+        self._state = DecodeState.allocate(most, max_num_blocks, rows.num_rows, device)
         self._row_indices = torch.arange(most + 1, dtype=torch.int64, device=device)
         self._cu_seqlens_q = self._row_indices.to(torch.int32)
         vocab_size = model.config.vocab_size
-        self._logits = torch.empty(most, vocab_size, dtype=torch.float32, device=device)
-        self._token_ids = torch.zeros(most, dtype=torch.int64, device=device)
+        # One more row each, for `SpecialRows`.
+        logits = torch.empty(most + 1, vocab_size, dtype=torch.float32, device=device)
+        logits[most].zero_()
+        self._logits = logits[:most]
+        self._token_ids = torch.zeros(most + 1, dtype=torch.int64, device=device)
         # Of the logits that were sampled, which controls may have changed.
-        self._is_finite = torch.zeros(most, dtype=torch.bool, device=device)
+        self._is_finite = torch.zeros(most + 1, dtype=torch.bool, device=device)
+        self._special = SpecialRows(rows, logits, self._token_ids, self._is_finite)
         self._adapters: AdapterTables | None = None
         if adapter_shape is not None:
             self._adapters = AdapterTables(adapter_shape, most, most, device, only_decodes=True)
@@ -159,6 +122,10 @@ class DecodeGraphs:
         self._adapted_forwards: dict[int, Callable[[], None]] = {}
         self._samplings: dict[int, Callable[[], None]] = {}
         self._loaded: NDArray[np.int64] | None = None
+        self._rows_checked: NDArray[np.int64] | None = None
+        self._is_plain = False
+        self._compared: ScheduledBatch | None = None
+        self._was_next = False
         self._next_starts: NDArray[np.int64] = np.empty(0, dtype=np.int64)
 
     def record_all(self) -> None:
@@ -174,6 +141,7 @@ class DecodeGraphs:
             if self._adapters is not None:
                 adapted = partial(self._compute, size, self._adapters)
                 self._adapted_forwards[size] = self._recorder.record(adapted)
+        self._special.record_all(self._recorder)
         _log.info(
             "decode graphs: %d batch sizes up to %d, %.2f GiB",
             len(self.sizes),
@@ -197,20 +165,66 @@ class DecodeGraphs:
 
     def can_sample(self, batch: ScheduledBatch) -> bool:
         """Return whether the rows of a batch have no controls but numbers."""
-        return bool(self._rows.is_plain[self._rows.rows_of(batch)].all())
+        rows = self._rows.rows_of(batch)
+        if rows is not self._rows_checked:  # the same requests decode together for many steps
+            self._is_plain = bool(self._rows.is_plain[rows].all())
+            self._rows_checked = rows
+        return self._is_plain
+
+    def special_step(self, batch: ScheduledBatch) -> SpecialStep | None:
+        """Return what rows with controls replay, if graphs do all that they need.
+
+        The caller passes it to `launch` next.
+        """
+        rows, starts = self._rows.rows_of(batch), self._rows.decode_starts(batch)
+        return self._special.plan(batch, rows, starts, is_next=self._is_next(batch))
 
     def unload(self) -> None:
         """Invalidate the state, because the next step runs without it."""
-        self._loaded = None
+        self._loaded, self._compared = None, None
+        self._special.pause()
 
-    def launch(self, batch: ScheduledBatch) -> SampledTokens:
-        """Replay the whole step of a batch for which `can_replay` and `can_sample` hold."""
+    def launch(self, batch: ScheduledBatch, special: SpecialStep | None = None) -> SampledTokens:
+        """Replay the whole step of a batch for which `can_replay` holds.
+
+        Args:
+            batch: `can_sample` holds for it too, if it has no `special`.
+            special: `special_step` of this batch.
+        """
+        num_rows = len(batch.decodes)
+        if special is not None:
+            try:
+                return self._launch_special(batch, special, num_rows)
+            except BaseException:
+                self._special.forget()  # its tables may have counted tokens of this step
+                raise
         # Before the replay, so that if this allocation fails, the state has not advanced.
-        host_buffers = HostBuffers(len(batch.decodes), self._model.device)
-        num_rows, size = len(batch.decodes), self._replay_forward(batch)
-        self._samplings[size]()
+        host_buffers = HostBuffers(num_rows, self._model.device)
+        self._samplings[self._replay_forward(batch)]()
         return SampledTokens(
             self._token_ids[:num_rows], self._is_finite[:num_rows], host_buffers=host_buffers
+        )
+
+    def _launch_special(
+        self, batch: ScheduledBatch, special: SpecialStep, num_rows: int
+    ) -> SampledTokens:
+        host_buffers = HostBuffers(num_rows, self._model.device)  # see `launch`
+        score_buffer = self._special.allocate_scores(special)
+        size = self._replay_forward(batch)
+        for replay in special.before:
+            replay()
+        self._samplings[size]()
+        for replay in special.after:
+            replay()
+        return SampledTokens(
+            self._token_ids[:num_rows],
+            self._is_finite[:num_rows],
+            is_empty=self._special.is_empty[:num_rows] if special.restrictive else None,
+            restrictive=special.restrictive,
+            scores=None
+            if score_buffer is None
+            else self._special.begin_copy(special, score_buffer),
+            host_buffers=host_buffers,
         )
 
     def compute(self, batch: ScheduledBatch) -> ReplayedStep:
@@ -219,6 +233,7 @@ class DecodeGraphs:
         They are checked here, by kernels that no graph contains: when they are sampled, controls
         have changed them.
         """
+        self._special.pause()
         num_rows, size = len(batch.decodes), self._replay_forward(batch)
         logits = self._logits[:num_rows]
         return ReplayedStep(
@@ -233,8 +248,8 @@ class DecodeGraphs:
         rows, num_rows = self._rows.rows_of(batch), len(batch.decodes)
         starts = self._rows.decode_starts(batch)
         size = next(size for size in self.sizes if size >= num_rows)
-        is_next = rows is self._loaded and np.array_equal(starts, self._next_starts)
-        self._loaded = None
+        is_next = self._is_next(batch)
+        self._loaded, self._compared = None, None
         begun = self._builder.keep_up(batch)
         if not is_next:
             self._load(rows, starts, size)
@@ -244,6 +259,15 @@ class DecodeGraphs:
         (self._adapted_forwards if batch.has_adapters else self._forwards)[size]()
         self._loaded, self._next_starts = rows, starts + 1
         return size
+
+    def _is_next(self, batch: ScheduledBatch) -> bool:
+        """Return whether the state is that of a batch, which is compared once."""
+        if batch is not self._compared:
+            is_same = self._rows.rows_of(batch) is self._loaded
+            starts = self._rows.decode_starts(batch)
+            self._was_next = is_same and np.array_equal(starts, self._next_starts)
+            self._compared = batch
+        return self._was_next
 
     @torch.inference_mode()
     def _compute(self, size: int, adapters: AdapterTables | None = None) -> None:

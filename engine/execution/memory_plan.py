@@ -9,8 +9,10 @@ from batchmill.engine.errors import ConfigError
 from batchmill.engine.memory.device_memory import gib
 
 from .decode_graphs import GRAPH_SIZES
+from .special_rows import special_rows_bytes
 
-#: Reserved on a GPU for captured steps: the nodes of about 30 graphs of about 300 kernels. An
+#: Reserved on a GPU for captured steps: the nodes of about 30 graphs of about 300 kernels (those of
+#: special rows have 20 at most). An
 #: estimate, to be measured on a GPU.
 GRAPH_NODE_BYTES = 512 * 1024**2
 
@@ -112,7 +114,8 @@ class MemoryPlan:
 def graph_reserve_bytes(max_num_seqs: int, vocab_size: int, *, has_adapters: bool = False) -> int:
     """Return the reserve for captured decode steps: nodes, and twice the largest one's logits.
 
-    Steps with LoRA adapters are captured in as many graphs again.
+    Steps with LoRA adapters are captured in as many graphs again. Special rows have tables.
     """
     node_bytes = GRAPH_NODE_BYTES * (1 + has_adapters)
-    return node_bytes + 2 * 4 * min(max_num_seqs, GRAPH_SIZES[-1]) * vocab_size
+    logits_bytes = 4 * min(max_num_seqs, GRAPH_SIZES[-1]) * vocab_size
+    return node_bytes + 2 * logits_bytes + special_rows_bytes(vocab_size)

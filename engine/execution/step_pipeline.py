@@ -162,6 +162,8 @@ class StepPipeline:
         graphs = self._graphs if self._graphs and self._graphs.can_replay(batch) else None
         if graphs is not None and graphs.can_sample(batch):
             step.kind, step.tokens = StepKind.GRAPH, graphs.launch(batch)
+        elif graphs is not None and (special := graphs.special_step(batch)) is not None:
+            step.kind, step.tokens = StepKind.GRAPH, graphs.launch(batch, special)
         else:
             waits = bool(self._in_flight) and self._follows_tokens(sampled)
             if not waits:

@@ -24,9 +24,9 @@ from batchmill.engine.models.families import (
 )
 from batchmill.engine.models.fp8_weights import (
     check_fp8_model,
+    fp8_host_bytes,
     fp8_loading_bytes,
     fp8_remedy_bytes,
-    layer_bytes,
 )
 from batchmill.engine.models.int4_gpu_weights import (
     check_int4_gpu_model,
@@ -62,6 +62,12 @@ _KEPT_BITS = 10
 #: Part of a quantized model's identity: raised when its arithmetic changes.
 _QUANTIZATION_VERSIONS = {"int8": INT8_VERSION, "int4": INT4_VERSION, "fp8": FP8_VERSION}
 _VERSIONS_ON_GPU = {"int4": INT4_GPU_VERSION, "fp8": FP8_VERSION}
+
+#: What is not unpacked, by quantization.
+_KEPT = {
+    "int4": " unless they have 4 bits",
+    "fp8": " unless they are floats of 8 bits with scales of rows or of the whole weight",
+}
 
 _log = logging.getLogger(__name__)
 
@@ -99,7 +105,7 @@ def load_computation(
     stored_as = quantization_settings(folder, values)
     scheme = None if stored_as is None else read_scheme(stored_as)
     if scheme is not None:
-        kept = " unless they have 4 bits" if options.quantization == "int4" else ""
+        kept = _KEPT.get(options.quantization or "", "")
         _log.info("the weights are stored in %s, and are unpacked%s", scheme.name, kept)
     native_config = _native_config(options.model_impl, values)
     if native_config is not None:
@@ -109,6 +115,8 @@ def load_computation(
         computation = describe_computation(native_config, options.quantization, options.device)
         if stored_as is not None:
             computation += scheme_identity(stored_as)
+            if options.quantization == "fp8":
+                computation += " kept in fp8"
         scales = read_kv_scales(stored_names(folder), native_config.num_layers, stored_as or {})
         return _load_decoder(folder, native_config, options, scheme, scales), computation
     options.refuse_ranks("computed by transformers")
@@ -189,7 +197,7 @@ def read_weights(
     quantization: str | None,
     scheme: Scheme | None = None,
 ) -> DecoderWeights:
-    """Read weights in `dtype`; layers that a GPU quantizes or packs stay on the host until then."""
+    """Read weights in `dtype`, or in fp8; layers that a GPU packs stay on the host until then."""
     if quantization == "int4" and device.type == "cuda":
         check_int4_gpu_model(config, is_stored=scheme is not None)
         check_weights_fit(int4_gpu_bytes(config, dtype), dtype, device, free_memory_bytes(device))
@@ -206,15 +214,17 @@ def read_weights(
         return load_weights(folder, config, dtype, device, scheme=scheme, keeps_groups=keeps_groups)
     check_fp8_model(config)
     check_weights_fit(fp8_loading_bytes(config, dtype), dtype, device, free_bytes)
-    check_weights_fit(sum(layer_bytes(config, dtype)), dtype, _HOST, free_memory_bytes(_HOST))
-    return load_weights(folder, config, dtype, device, layer_device=_HOST, scheme=scheme)
+    check_weights_fit(fp8_host_bytes(config, dtype), dtype, _HOST, free_memory_bytes(_HOST))
+    return load_weights(
+        folder, config, dtype, device, layer_device=_HOST, scheme=scheme, in_fp8=True
+    )
 
 
 def _fp8_bytes_on_gpu(config: ModelConfig, dtype: torch.dtype) -> int | None:
     """Return the bytes that a GPU needs to load the model in fp8, or None if it cannot load it."""
     if fp8_remedy_bytes(config, dtype) is None:
         return None
-    if sum(layer_bytes(config, dtype)) > free_memory_bytes(_HOST):
+    if fp8_host_bytes(config, dtype) > free_memory_bytes(_HOST):
         return None
     return fp8_loading_bytes(config, dtype)
 

@@ -11,6 +11,7 @@ from torch import Tensor
 from batchmill.engine.errors import ModelLoadError, UnsupportedModelError
 from batchmill.engine.models.families import FAMILIES, family_name
 from batchmill.engine.models.family import WeightNames
+from batchmill.engine.models.fp8_matrices import Fp8Matrices
 from batchmill.engine.models.interleaved_rope import reorder_heads
 from batchmill.engine.models.model_config import ModelConfig
 from batchmill.engine.models.shard import Shard
@@ -22,9 +23,11 @@ from batchmill.engine.models.weights import (
     DenseWeights,
     ExpertWeights,
     LayerWeights,
+    Matrix,
     allocate_weights,
     allocated,
 )
+from batchmill.kernels.ops.fp8_weight import Fp8Weight
 from batchmill.kernels.ops.grouped_weight import GroupedWeight
 
 from .quantized.checkpoint import Checkpoint
@@ -47,6 +50,7 @@ def load_weights(
     scheme: Scheme | None = None,
     shard: Shard | None = None,
     keeps_groups: bool = False,
+    in_fp8: bool = False,
 ) -> DecoderWeights:
     """Read the weights in a Hugging Face folder, from one file or several.
 
@@ -64,6 +68,8 @@ def load_weights(
         shard: The part to read; None reads all.
         keeps_groups: Keep the integers of weights that are stored in groups of 4 bits, if there is
             a scheme.
+        in_fp8: Quantize the layers' matrices to fp8 as they are read, on `device`, or keep them so
+            if they are stored so. Then the matrices that are stored dense stay dense.
 
     Raises:
         ModelLoadError: there are no safetensors, or they do not hold this model's weights.
@@ -77,19 +83,29 @@ def load_weights(
             missing[name] = missing[name][: len(shard.token_ids)]
     checkpoint = Checkpoint(folder, scheme)
     groups = _stored_groups(checkpoint) if keeps_groups else None
+    keeps_fp8 = in_fp8 and checkpoint.has_fp8
+    quantized = Fp8Matrices(weights, device) if in_fp8 else None
     names = own_names(checkpoint.names, is_tied=config.tie_word_embeddings)
     _check_names(folder, config, checkpoint.names, names, missing)
     surplus = {name for name, own in names.items() if own not in missing}
     stream = checkpoint.stream(
-        dtype, on_progress, unwanted=surplus, keeps_groups=groups is not None
+        *(dtype, on_progress),
+        unwanted=surplus,
+        keeps_groups=groups is not None,
+        keeps_fp8=keeps_fp8,
     )
     for name, value, path in stream:
         if names[name] in missing:
             own = names[name]
-            part = value if cutter is None else cutter.cut(own, allocated(value))
+            part = value if cutter is None else cutter.cut(own, _dense(value))
             if isinstance(part, Tensor) and own.endswith(_IN_TURNS):
                 part = part.unflatten(-1, (-1, 2))
-            _fill(missing.pop(own), name, part, path, groups)
+            place = missing.pop(own)
+            _check(place, name, part, path)
+            # Those who quantized the other matrices to fp8 left this one out.
+            is_left_out = keeps_fp8 and not checkpoint.is_packed(name)
+            if quantized is None or not quantized.put(place, _plain(part), keeps_dense=is_left_out):
+                _fill(place, part, groups)
     if missing:
         raise ModelLoadError(
             f"{folder} lacks {len(missing)} weights of a {config.architecture}, among them "
@@ -98,7 +114,8 @@ def load_weights(
     if config.norm_offset:
         for norm in (weights.final_norm, *(n for layer in weights.layers for n in layer.norms)):
             norm += 1
-    return reorder_heads(weights if groups is None else groups.put_into(weights), config)
+    owner = groups or quantized
+    return reorder_heads(weights if owner is None else owner.put_into(weights), config)
 
 
 def _stored_groups(checkpoint: Checkpoint) -> StoredGroups | None:
@@ -145,30 +162,38 @@ def _check_names(
     check_surplus(surplus, places)
 
 
-def _fill(
-    place: Tensor,
-    name: str,
-    value: Tensor | GroupedWeight,
-    path: Path,
-    groups: StoredGroups | None,
-) -> None:
-    """Copy a stored tensor to its place, or keep its integers for it."""
+def _check(place: Tensor, name: str, value: Matrix, path: Path) -> None:
+    """Refuse a stored tensor whose shape or type is not that of its place."""
     if place.shape != value.shape:
         raise ModelLoadError(
             f"{name} in {path} has shape {list(value.shape)}, but config.json requires "
             f"{list(place.shape)}: use the config.json that came with these weights"
         )
-    if isinstance(value, GroupedWeight):
-        assert groups is not None, "the checkpoint was asked to keep integers"
-        groups.keep(place, value)
-        return
-    if not value.is_floating_point() or value.itemsize < 2:
+    if isinstance(value, Tensor) and (not value.is_floating_point() or value.itemsize < 2):
         raise ModelLoadError(
             f"{name} in {path} is {value.dtype}, but neither a scale that belongs to it nor "
             "quantization_config in config.json says which numbers these are: download the model "
             "again, or use its weights in bfloat16, float16 or float32"
         )
-    place.copy_(value)
+
+
+def _fill(place: Tensor, value: Matrix, groups: StoredGroups | None) -> None:
+    """Copy a stored tensor to its place, or keep its integers for it."""
+    if isinstance(value, GroupedWeight):
+        assert groups is not None, "the checkpoint was asked to keep integers"
+        groups.keep(place, value)
+        return
+    place.copy_(value.dense() if isinstance(value, Fp8Weight) else value)
+
+
+def _plain(value: Matrix) -> Tensor | Fp8Weight:
+    assert not isinstance(value, GroupedWeight), "the checkpoint was not asked to keep integers"
+    return value
+
+
+def _dense(value: Matrix) -> Tensor:
+    assert isinstance(value, Tensor), "the weights of a shard are unpacked"
+    return value
 
 
 def _places(config: ModelConfig, weights: DecoderWeights) -> dict[str, Tensor]:

@@ -8,6 +8,7 @@ import torch
 
 from batchmill.engine.cpu_kernels import auto_dtype
 from batchmill.engine.errors import ConfigError
+from batchmill.engine.gpus import point_triton_to_libcuda
 
 from .host_memory import available_memory_bytes
 
@@ -71,8 +72,11 @@ def make_current(device: torch.device) -> None:
 
     A device without an index is the current one already.
     """
-    if device.type == "cuda" and device.index is not None:
+    if device.type != "cuda":
+        return
+    if device.index is not None:
         torch.cuda.set_device(device)
+    point_triton_to_libcuda()
 
 
 def check_weights_fit(

@@ -16,6 +16,7 @@ from batchmill.engine.memory.kv_cache import KVCache
 from batchmill.engine.step.step_inputs import StepInputs
 from batchmill.kernels.ops.dispatch import Backend
 from batchmill.kernels.ops.fp8_fused import rms_norm_fp8
+from batchmill.kernels.ops.fp8_linear import takes_fp8_rows
 from batchmill.kernels.ops.linear import Linear
 from batchmill.kernels.ops.packed_weight import PackedWeight
 from batchmill.kernels.ops.paged_attention import paged_attention
@@ -111,10 +112,12 @@ class DecoderModel:
         is_fused = can_use_cpp and can_fuse(config, weights, quantization)
         self._fused = FusedLayers(config, weights, quantization) if is_fused else None
         is_plain = linear is None and quantization is None
-        has_stored_groups = weights.has_stored_groups
+        has_stored_groups, has_fp8 = weights.has_stored_groups, weights.has_fp8
         head = linear or head_linear(quantization, backend, self.device)
         linear = linear or layer_linear(
-            quantization, backend, self.device, has_stored_groups=has_stored_groups
+            *(quantization, backend, self.device),
+            has_stored_groups=has_stored_groups,
+            has_fp8=has_fp8,
         )
         # Fused layers have been taken out of the weights: none is left to build.
         summed = None if split is None else split.summed(linear)
@@ -261,7 +264,7 @@ class DecoderModel:
         norm = partial(rms_norm, eps=self.config.rms_norm_eps, backend=self._backend)
         x = None
         for index, layer in enumerate(layers):
-            normed = self._add_and_norm(x, residual, layer.input_norm)
+            normed = self._add_and_norm(x, residual, layer.input_norm, layer.qkv)
             x = self._attend(index, layer, normed, kv_cache, inputs, steps)
             if layer is layers[-1] and not inputs.samples_every_row:
                 # After the last attention rows are independent, and only these lead to a token.
@@ -272,7 +275,7 @@ class DecoderModel:
             if layer.attention_output_norm is not None:
                 x = norm(x, layer.attention_output_norm)
             x = self._scale_residual(x)
-            normed = self._add_and_norm(x, residual, layer.post_attention_norm)
+            normed = self._add_and_norm(x, residual, layer.post_attention_norm, layer.feed_forward)
             x = layer.feed_forward(normed)
             if layer.feed_forward_output_norm is not None:
                 x = norm(x, layer.feed_forward_output_norm)
@@ -288,16 +291,16 @@ class DecoderModel:
         return x if scale == 1.0 else x * scale
 
     def _add_and_norm(
-        self, x: Tensor | None, residual: Tensor, weight: Tensor | None
+        self, x: Tensor | None, residual: Tensor, weight: Tensor | None, consumer: object
     ) -> Tensor | Fp8Rows:
-        """Add x to the residual and normalise the sum, in the format that a layer multiplies.
+        """Add x to the residual and normalise the sum, in the format that its consumer multiplies.
 
         Without a weight the sum itself is returned.
         """
         eps, backend = self.config.rms_norm_eps, self._backend
         if weight is None:
             return residual if x is None else residual.add_(x)
-        if self._is_fp8:
+        if self._is_fp8 and takes_fp8_rows(consumer):
             return rms_norm_fp8(x, residual, weight, eps, backend=backend)
         if x is None:
             return rms_norm(residual, weight, eps, backend=backend)

@@ -14,6 +14,7 @@ from batchmill.kernels.ops.clamped_swiglu import clamped_swiglu
 from batchmill.kernels.ops.dispatch import Backend
 from batchmill.kernels.ops.experts import combine_experts, route_experts
 from batchmill.kernels.ops.fp8_fused import gated_activation_fp8
+from batchmill.kernels.ops.fp8_linear import takes_fp8_rows
 from batchmill.kernels.ops.gated_activation import gelu_and_mul, silu_and_mul
 from batchmill.kernels.ops.linear import Linear
 from batchmill.kernels.reference.experts import Routing, choose_experts
@@ -54,13 +55,12 @@ def build_feed_forward(
             replace it.
         is_fp8: `linear` multiplies rows that are quantized already.
     """
-    activate = _activation(config, backend, is_fp8=is_fp8)
     if isinstance(weights, DenseWeights):
-        return GatedNetwork(
-            linear(weights.gate_up, weights.gate_up_bias),
-            (summed or linear)(weights.down, weights.down_bias),
-            activate,
-        )
+        gate_up = linear(weights.gate_up, weights.gate_up_bias)
+        down = (summed or linear)(weights.down, weights.down_bias)
+        in_fp8 = is_fp8 and takes_fp8_rows(down)
+        return GatedNetwork(gate_up, down, _activation(config, backend, is_fp8=in_fp8))
+    activate = _activation(config, backend, is_fp8=is_fp8)
     assert config.experts is not None, "a sparse layer's configuration has experts"
     if is_plain and can_group(weights.gate_up, backend):
         return GroupedExperts(weights, config.experts, activate, backend)
@@ -103,6 +103,8 @@ class GatedNetwork:
         self._gate_up = gate_up
         self._down = down
         self._activate_and_mul = activate_and_mul
+        #: Whether it takes rows that are quantized already.
+        self.takes_fp8_rows = takes_fp8_rows(gate_up)
 
     def wrapped(
         self, wrap_gate_up: Callable[[Linear], Linear], wrap_down: Callable[[Linear], Linear]

@@ -98,6 +98,11 @@ def layer_bytes(config: ModelConfig, dtype: torch.dtype) -> list[int]:
     return [sum(allocated(matrix).nbytes for matrix in layer.matrices) for layer in layers]
 
 
+def fp8_host_bytes(config: ModelConfig, dtype: torch.dtype) -> int:
+    """Return the bytes that the host needs while weights are read: less than one layer."""
+    return max(layer_bytes(config, dtype))
+
+
 def fp8_loading_bytes(config: ModelConfig, dtype: torch.dtype) -> int:
     """Return the bytes that a GPU needs to quantize: all fp8 weights and one unquantized layer."""
     return fp8_weights_bytes(config, dtype) + max(layer_bytes(config, dtype))

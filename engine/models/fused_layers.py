@@ -16,6 +16,7 @@ from batchmill.kernels.ops.decoder_layers import (
     CppDecoderSizes,
     CppLayer,
 )
+from batchmill.kernels.ops.fp8_weight import Fp8Weight
 from batchmill.kernels.ops.linear import is_packable
 
 from .features import put_features
@@ -67,7 +68,10 @@ def _is_dense(layer: LayerWeights) -> bool:
 
 def _is_packable(layer: LayerWeights) -> bool:
     assert isinstance(layer.feed_forward, DenseWeights), "can_fuse has checked this"
-    gate, up = layer.feed_forward.gate_up.chunk(2)
+    gate_up = layer.feed_forward.gate_up
+    if isinstance(gate_up, Fp8Weight):
+        return False
+    gate, up = gate_up.chunk(2)
     matrices = (layer.qkv, layer.output, gate, up, layer.feed_forward.down)
     return all(isinstance(each, Tensor) and is_packable(each) for each in matrices)
 
@@ -155,6 +159,7 @@ def _pack(layer: LayerWeights, linear: PackedFactory) -> CppLayer:
     assert isinstance(network, DenseWeights), "can_fuse has checked this"
     assert layer.input_norm is not None, "can_fuse has checked this"
     assert layer.post_attention_norm is not None, "can_fuse has checked this"
+    assert not isinstance(network.gate_up, Fp8Weight), "can_fuse has checked this"
     gate, up = network.gate_up.chunk(2)
     gate_bias, up_bias = (
         (None, None) if network.gate_up_bias is None else network.gate_up_bias.chunk(2)

@@ -11,6 +11,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from batchmill.kernels.ops.fp8_weight import Fp8Weight
 from batchmill.kernels.ops.grouped_weight import GroupedWeight
 
 from .model_config import ModelConfig
@@ -43,14 +44,18 @@ def reorder_heads(weights: DecoderWeights, config: ModelConfig) -> DecoderWeight
 
 def _reorder(layer: LayerWeights, order: Tensor) -> LayerWeights:
     order = order.to(layer.qkv.device)
-    bias = None if layer.qkv_bias is None else layer.qkv_bias.index_select(0, order)
+    bias = layer.qkv_bias
+    if bias is not None:
+        bias = bias.index_select(0, order.to(bias.device))
     return replace(layer, qkv=_select_rows(layer.qkv, order), qkv_bias=bias)
 
 
 def _select_rows(matrix: Matrix, order: Tensor) -> Matrix:
     if isinstance(matrix, Tensor):
         return matrix.index_select(0, order)
-    assert isinstance(matrix, GroupedWeight), "a matrix is dense, or integers in groups"
+    if isinstance(matrix, Fp8Weight):
+        return matrix.select_rows(order)
+    assert isinstance(matrix, GroupedWeight), "no other matrices exist"
     zeros = None if matrix.zeros is None else matrix.zeros.index_select(0, order)
     q, scales = matrix.q.index_select(0, order), matrix.scales.index_select(0, order)
     return replace(matrix, q=q, scales=scales, zeros=zeros)

@@ -12,6 +12,7 @@ from torch import Tensor
 from batchmill.kernels.ops.decoder_layers import CppLinear
 from batchmill.kernels.ops.dispatch import Backend
 from batchmill.kernels.ops.fp8_linear import make_fp8_linear
+from batchmill.kernels.ops.fp8_weight import Fp8Weight
 from batchmill.kernels.ops.grouped_weight import GroupedWeight
 from batchmill.kernels.ops.int4_gpu_linear import Int4GpuLinear
 from batchmill.kernels.ops.int4_linear import Int4Linear, make_int4_linear
@@ -19,14 +20,19 @@ from batchmill.kernels.ops.int8_linear import Int8Linear, make_int8_linear
 from batchmill.kernels.ops.linear import Linear, PackedLinear, make_linear
 
 from .feed_forward import LinearFactory
-from .weights import Matrix
+from .weights import Matrix, allocated
 
 #: Packs one matrix, or gate and up, with their biases.
 PackedFactory = Callable[[Sequence[Any], Sequence[Tensor | None]], CppLinear]
 
 
 def layer_linear(
-    quantization: str | None, backend: Backend, device: torch.device, *, has_stored_groups: bool
+    quantization: str | None,
+    backend: Backend,
+    device: torch.device,
+    *,
+    has_stored_groups: bool,
+    has_fp8: bool = False,
 ) -> LinearFactory:
     """Return what makes the products of a decoder's layers.
 
@@ -37,7 +43,10 @@ def layer_linear(
         has_stored_groups: Matrices that are stored in 4 bits are kept so. Then "int4" quantizes
             others to 8 bits only, because the checkpoint's makers left them out; on a GPU it keeps
             others in their dtype.
+        has_fp8: Matrices are in fp8 already; "fp8" keeps others in their dtype.
     """
+    if quantization == "fp8" and has_fp8:
+        return partial(_stored_fp8, backend=backend)
     if quantization == "int4" and _is_on_gpu(backend, device):
         return partial(_stored_on_gpu, backend=backend, device=device)
     if quantization == "int4" and has_stored_groups:
@@ -80,13 +89,19 @@ def _stored_on_gpu(
 ) -> Linear:
     if isinstance(weight, GroupedWeight):
         return Int4GpuLinear(weight, bias, device=device, backend=backend)
-    return make_linear(weight, bias, backend=backend)
+    return make_linear(allocated(weight), bias, backend=backend)
+
+
+def _stored_fp8(weight: Matrix, bias: Tensor | None, *, backend: Backend) -> Linear:
+    if isinstance(weight, Fp8Weight):
+        return make_fp8_linear(weight, bias, backend=backend)
+    return make_linear(allocated(weight), bias, backend=backend)
 
 
 def _stored_linear(weight: Matrix, bias: Tensor | None, *, backend: Backend) -> Linear:
     if isinstance(weight, GroupedWeight):
         return make_int4_linear(weight, bias, backend=backend)
-    return make_int8_linear(weight, bias, backend=backend)
+    return make_int8_linear(allocated(weight), bias, backend=backend)
 
 
 def _pack_stored(parts: Sequence[Matrix], biases: Sequence[Tensor | None]) -> CppLinear:

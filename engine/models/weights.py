@@ -9,12 +9,13 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from batchmill.kernels.ops.fp8_weight import Fp8Weight
 from batchmill.kernels.ops.grouped_weight import GroupedWeight
 
 from .model_config import ModelConfig
 
-#: A matrix [out, in]: dense, or as integers of 4 bits that a checkpoint holds.
-Matrix = Tensor | GroupedWeight
+#: A matrix [out, in]: dense, as integers of 4 bits that a checkpoint holds, or in fp8.
+Matrix = Tensor | GroupedWeight | Fp8Weight
 
 
 class _Allocate(Protocol):
@@ -146,6 +147,7 @@ class DecoderWeights:
         head: [vocab_size, hidden]; the embedding itself if they are tied, or if there is none.
         score: [num_labels, hidden], the classification head; None if there is none.
         has_stored_groups: Whether matrices that are stored as integers of 4 bits have been kept so.
+        has_fp8: Whether matrices are in fp8 already; those that are not stay dense.
     """
 
     embedding: Tensor
@@ -154,6 +156,7 @@ class DecoderWeights:
     head: Matrix
     score: Tensor | None = None
     has_stored_groups: bool = False
+    has_fp8: bool = False
 
 
 def _on_device(owner: object, names: Iterable[str], device: torch.device) -> dict[str, Any]:
@@ -227,8 +230,8 @@ def weights_bytes(
 
 
 def allocated(matrix: Matrix) -> Tensor:
-    """Return a matrix that is dense because `allocate_weights` has made it."""
-    assert isinstance(matrix, Tensor), "only a checkpoint's weights are integers"
+    """Return a matrix that is dense, as `allocate_weights` has made it."""
+    assert isinstance(matrix, Tensor), "this matrix is quantized"
     return matrix
 
 

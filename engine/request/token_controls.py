@@ -91,6 +91,16 @@ class RequestControls:
         return bool(self._ending_token_ids or self._bad_words or self._ngrams)
 
     @property
+    def forbids_by_history(self) -> bool:
+        """Whether the tokens before decide which tokens it forbids."""
+        return bool(self._bad_words or self._ngrams)
+
+    @property
+    def ending_token_ids(self) -> list[int]:
+        """Tokens that are forbidden while the request is under `min_tokens`."""
+        return self._ending_token_ids
+
+    @property
     def is_restrictive(self) -> bool:
         """Whether it can ever forbid every token."""
         return self.can_forbid or self.allowed is not None or self.structure is not None

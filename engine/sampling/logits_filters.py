@@ -134,16 +134,27 @@ def keep_typical(
         np.array(temperatures, dtype=np.float32)[:, None],
     )
     chosen = logits.index_select(0, index)
-    log_probs = torch.log_softmax(chosen / heat, dim=-1)
+    logits.index_copy_(0, index, drop_untypical(chosen, wanted, heat))
+
+
+def drop_untypical(logits: Tensor, masses: Tensor, temperatures: Tensor) -> Tensor:
+    """Forbid the tokens that `keep_typical` drops, in place, and return the logits.
+
+    Args:
+        logits: [num_rows, vocab_size] float32.
+        masses: [num_rows, 1] float32; above 1 keeps all tokens.
+        temperatures: [num_rows, 1] float32, above 0.
+    """
+    log_probs = torch.log_softmax(logits / temperatures, dim=-1)
     probs = log_probs.exp()
     # A forbidden token has probability 0, and 0 * -inf is not a number.
     entropy = -(probs * log_probs.nan_to_num(neginf=0.0)).sum(dim=-1, keepdim=True)
     distances = (-log_probs - entropy).abs()
     ascending, order = distances.sort(dim=-1)
     reached = probs.gather(1, order).cumsum(dim=-1)
-    last = (reached < wanted).sum(dim=-1, keepdim=True).clamp(max=logits.shape[1] - 1)
+    last = (reached < masses).sum(dim=-1, keepdim=True).clamp(max=logits.shape[1] - 1)
     farthest = ascending.gather(1, last)
-    logits.index_copy_(0, index, chosen.masked_fill_(distances > farthest, -torch.inf))
+    return logits.masked_fill_(distances > farthest, -torch.inf)
 
 
 def _typical_numpy(

@@ -13,7 +13,7 @@ from torch import Tensor
 from batchmill.engine.request.request import Request
 from batchmill.engine.scheduling.scheduled_batch import NO_TOKEN
 
-from .scorer import CopiedScores
+from .scorer import CopiedScores, PackedScores
 
 
 class HostBuffers:
@@ -53,7 +53,7 @@ class SampledScores:
     """The scores of sampled tokens, on their way to the host."""
 
     rows: Sequence[tuple[int, Request]]
-    copied: CopiedScores
+    copied: CopiedScores | PackedScores
 
     def put(self, token_ids: Sequence[int], is_put: Callable[[int, Request], bool]) -> None:
         """Give each request its token's score, if `is_put` says so; `token_ids` are of all rows."""

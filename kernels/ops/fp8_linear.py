@@ -13,6 +13,8 @@ Source: FP8 Formats for Deep Learning, Micikevicius et al. 2022, sections 3 and 
 
 from __future__ import annotations
 
+from typing import Final
+
 import torch
 from torch import Tensor
 
@@ -20,24 +22,23 @@ from batchmill.kernels.reference.fp8_rows import Fp8Rows, quantize_fp8_reference
 
 from .dispatch import Backend
 from .fp8_quantize import quantize_fp8
+from .fp8_weight import Fp8Weight, quantize_fp8_weight
 from .linear import Linear
 
 #: Change it with anything that changes a product: outputs of another version are not resumed.
 FP8_VERSION = "fp8-1"
 #: Both sizes of a weight must be multiples of this, for `torch._scaled_mm`.
 FP8_MULTIPLE = 16
-#: Columns of a weight that are quantized at a time, because each part is widened to float32.
-_COLUMNS_PER_PART = 1024
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
 def make_fp8_linear(
-    weight: Tensor, bias: Tensor | None = None, *, backend: Backend = "auto"
+    weight: Tensor | Fp8Weight, bias: Tensor | None = None, *, backend: Backend = "auto"
 ) -> Linear:
-    """Quantize a weight and return a callable that multiplies by it.
+    """Quantize a weight, unless it is in fp8, and return a callable that multiplies by it.
 
-    The callable does not keep the weight itself: once the caller drops it, memory holds one byte
-    per number.
+    The callable does not keep a dense weight: once the caller drops it, memory holds one byte per
+    number.
 
     Args:
         weight: [out, in], both multiples of 16.
@@ -60,25 +61,19 @@ def make_fp8_linear(
     return Fp8Linear(weight, bias, backend=backend)
 
 
-def quantize_fp8_weight(weight: Tensor) -> Fp8Rows:
-    """Quantize a weight [out, in] by its columns of output, in plain torch on any device."""
-    parts = [quantize_fp8_reference(part) for part in torch.split(weight, _COLUMNS_PER_PART)]
-    # As bytes: not every operation knows eight-bit floats.
-    values = torch.cat([part.values.view(torch.uint8) for part in parts])
-    return Fp8Rows(values.view(torch.float8_e4m3fn), torch.cat([part.scales for part in parts]))
-
-
 class Fp8Reference:
     """Plain-torch reference of `Fp8Linear`: it sums in float32 and accepts any dtype."""
 
-    def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
+    takes_fp8_rows: Final = True
+
+    def __init__(self, weight: Tensor | Fp8Weight, bias: Tensor | None) -> None:
         """Quantize a weight [out, in]; bias is [out] or None.
 
         Raises:
             ValueError: as for `Fp8Linear`.
         """
-        _check_weight(weight)
-        self._values, self._scales = quantize_fp8_weight(weight)
+        quantized = _quantized(weight)
+        self._values, self._scales = quantized.values, quantized.scales
         self._bias = None if bias is None else bias.float()
         self._dtype = weight.dtype
 
@@ -96,8 +91,12 @@ class Fp8Linear:
     padding. Reads nothing on the host, so a CUDA graph can contain it.
     """
 
-    def __init__(self, weight: Tensor, bias: Tensor | None, *, backend: Backend = "auto") -> None:
-        """Quantize a weight.
+    takes_fp8_rows: Final = True
+
+    def __init__(
+        self, weight: Tensor | Fp8Weight, bias: Tensor | None, *, backend: Backend = "auto"
+    ) -> None:
+        """Quantize a weight, unless it is in fp8.
 
         Args:
             weight: [out, in].
@@ -107,10 +106,10 @@ class Fp8Linear:
         Raises:
             ValueError: a size is not a multiple of 16, or the dtype cannot be quantized.
         """
-        _check_weight(weight)
-        values, scales = quantize_fp8_weight(weight)
-        self._weight = values.t()  # [in, out], with contiguous columns: `_scaled_mm` needs it
-        self._scales = scales.t().contiguous()  # [1, out]
+        quantized = _quantized(weight)
+        # [in, out], with contiguous columns: `_scaled_mm` needs it.
+        self._weight = quantized.values.t()
+        self._scales = quantized.scales.t().contiguous()  # [1, out]
         self._bias = bias
         self._backend: Backend = backend
 
@@ -139,7 +138,17 @@ class Fp8Linear:
         return quantize_fp8(x, backend=self._backend)
 
 
-def _check_weight(weight: Tensor) -> None:
+def takes_fp8_rows(multiply: object) -> bool:
+    """Return whether a product, or a network that begins with one, takes quantized rows."""
+    return bool(getattr(multiply, "takes_fp8_rows", False))
+
+
+def _quantized(weight: Tensor | Fp8Weight) -> Fp8Weight:
+    _check_weight(weight)
+    return weight if isinstance(weight, Fp8Weight) else quantize_fp8_weight(weight)
+
+
+def _check_weight(weight: Tensor | Fp8Weight) -> None:
     if weight.dtype not in _DTYPES:
         raise ValueError(
             f"a weight to quantize must be float32, bfloat16 or float16, got {weight.dtype}"

@@ -15,8 +15,9 @@ from torch import Tensor
 from batchmill.engine.models.decoder import DecoderModel
 from batchmill.kernels.ops.dispatch import Backend
 from batchmill.kernels.ops.fp8_fused import gated_activation_fp8, rms_norm_fp8
-from batchmill.kernels.ops.fp8_linear import Fp8Linear, quantize_fp8_weight
+from batchmill.kernels.ops.fp8_linear import Fp8Linear
 from batchmill.kernels.ops.fp8_quantize import quantize_fp8
+from batchmill.kernels.ops.fp8_weight import quantize_fp8_weight
 from batchmill.kernels.ops.gated_activation import silu_and_mul
 from batchmill.kernels.ops.rms_norm import rms_norm
 from batchmill.kernels.reference.fp8_rows import FP8, Fp8Rows
@@ -54,7 +55,7 @@ def fp8_products(bench: Bench, wrong: list[str]) -> None:
             x = x.clamp(-3, 3).to(FP8).to(x.dtype)
             x[:, 0] = 448
         linear = Fp8Linear(weight, bias, backend="triton")
-        stored, rows = quantize_fp8_weight(weight), quantize_fp8(x, backend="reference")
+        stored, rows = _stored(weight), quantize_fp8(x, backend="reference")
         want = _wide(rows) @ _wide(stored).T + bias.double()
         got = linear(x)
         worst = max(worst, float((got.double() - want).abs().max() / want.abs().max()))
@@ -157,6 +158,11 @@ def matrices(bench: Bench) -> None:
                 over_floor=fp8_us / floor_us,
                 times_bf16=us / fp8_us,
             )
+
+
+def _stored(weight: Tensor) -> Fp8Rows:
+    quantized = quantize_fp8_weight(weight)
+    return Fp8Rows(quantized.values, quantized.scales)
 
 
 def _wide(rows: Fp8Rows) -> Tensor:

@@ -25,7 +25,7 @@ from triton.runtime import driver
 from triton.runtime.jit import JITFunction
 
 from batchmill.engine import SamplingParams
-from batchmill.engine.execution import step_pipeline
+from batchmill.engine.execution import special_rows, step_pipeline
 from batchmill.engine.memory.kv_cache import KVCache
 from batchmill.engine.models.decoder import DecoderModel
 from batchmill.engine.models.model_config import (
@@ -212,14 +212,12 @@ def make_pipeline(model: DecoderModel, *, decode_graphs: bool) -> step_pipeline.
     )
 
 
-def main() -> None:
-    """Measure and print."""
-    num_layers = int(sys.argv[1]) if len(sys.argv) > 1 else 28
-    torch.set_num_threads(1)
+def replace_device() -> None:
+    """Replace the GPU's driver, compiler, sampled tokens and recorded graphs by nothing."""
     driver.set_active(FakeDriver())
     replaced: list[tuple[Any, str, Any]] = [
         (JITFunction, "_do_compile", fake_compile),
-        (logits_filters, "uses_numpy", lambda logits: False),
+        *((each, "uses_numpy", lambda logits: False) for each in (logits_filters, special_rows)),
         (sampler, "sample", lambda *args: sample(*args, backend="triton").zero_()),
         (sampler, "sample_and_check", sample_nothing),
         (step_pipeline, "recorder_for", lambda device: NoRecorder()),
@@ -230,6 +228,13 @@ def main() -> None:
     ]
     for owner, name, value in replaced:
         setattr(owner, name, value)
+
+
+def main() -> None:
+    """Measure and print."""
+    num_layers = int(sys.argv[1]) if len(sys.argv) > 1 else 28
+    torch.set_num_threads(1)
+    replace_device()
     x, weight = torch.zeros(8, 64), torch.ones(64)
     cached_us = quartile_us(lambda: rms_norm_triton(x, weight, 1e-6), 2000)
     first = launch_module.CachedLaunch.__call__

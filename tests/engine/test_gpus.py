@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from batchmill.engine.errors import ConfigError
-from batchmill.engine.gpus import UnusableGpu, find_unusable_gpu
+from batchmill.engine.gpus import UnusableGpu, find_unusable_gpu, point_triton_to_libcuda
 from batchmill.engine.loading import load_options
 from batchmill.engine.loading.load_options import resolve_device
 
@@ -77,3 +77,33 @@ def test_auto_warns_if_torch_was_built_for_cpus(
     with caplog.at_level(logging.WARNING):
         assert resolve_device("auto").type == "cpu"
     assert "/dev/nvidia0" in caplog.text
+
+
+@pytest.mark.parametrize("has_link", [False, True])
+def test_triton_is_told_where_the_drivers_library_is_that_is_loaded(
+    has_link: bool, tmp_path: Path
+) -> None:
+    driver, maps = tmp_path / "driver 1", tmp_path / "maps"
+    driver.mkdir()
+    if has_link:
+        (driver / "libcuda.so.1").touch()
+    maps.write_text(
+        "7f00-7f01 rw-p 00000000 00:00 0 \n"
+        "7f01-7f02 r-xp 00000000 08:01 11 /lib/libcudart.so.13\n"
+        f"7f02-7f03 r-xp 00000000 08:01 12 {driver}/libcuda.so.580.65\n"
+    )
+    environment: dict[str, str] = {}
+    point_triton_to_libcuda(environment, maps)
+    assert environment == ({"TRITON_LIBCUDA_PATH": str(driver)} if has_link else {})
+
+
+def test_triton_is_told_nothing_else(tmp_path: Path) -> None:
+    given, empty = {"TRITON_LIBCUDA_PATH": "/given"}, dict[str, str]()
+    maps = tmp_path / "maps"
+    point_triton_to_libcuda(empty, maps)
+    maps.write_text("7f02-7f03 r-xp 00000000 08:01 12 /lib/libc.so.6\n")
+    point_triton_to_libcuda(empty, maps)
+    maps.write_text(f"7f02-7f03 r-xp 00000000 08:01 12 {tmp_path}/libcuda.so.1\n")
+    (tmp_path / "libcuda.so.1").touch()
+    point_triton_to_libcuda(given, maps)
+    assert (given, empty) == ({"TRITON_LIBCUDA_PATH": "/given"}, {})

@@ -9,6 +9,7 @@ from typing import Any
 import structlog
 
 from . import worker_series as names
+from .gpu_xid import XidErrors
 from .series import Reading, gauge
 
 _log = structlog.stdlib.get_logger("batchmill.metrics")
@@ -38,7 +39,8 @@ def gpu_source(device: str) -> Callable[[], Iterable[Reading]] | None:
     except pynvml.NVMLError as error:
         _log.info("no_gpu_metrics", reason=str(error))
         return None
-    return lambda: _read(pynvml, handle, name)
+    xids = XidErrors(pynvml, handle, name)
+    return lambda: [*_read(pynvml, handle, name), *xids.read()]
 
 
 def _find(pynvml: Any, device: str) -> tuple[Any, str]:

@@ -86,6 +86,12 @@ GPU_MEMORY_TOTAL: Final = _gauge("gpu_memory_total_bytes", "Memory of the GPU (N
 GPU_UTILISATION: Final = _gauge(
     "gpu_utilization_ratio", "Share of time in which the GPU computed, from 0 to 1 (NVML).", "gpu"
 )
+GPU_XID_ERRORS: Final = _counter(
+    "gpu_xid_errors",
+    "Errors of the GPU that its driver reported, by their Xid (NVML).",
+    "gpu",
+    "xid",
+)
 
 # Tokens and requests.
 PROMPT_TOKENS: Final = _counter("prompt_tokens", "Prompt tokens of requests that ended.")
@@ -285,4 +291,4 @@ HISTOGRAMS: Final = (
     *(STEP_TOKENS, STEP_TIME, OCCUPANCY, QUEUE_WAIT, CHECKPOINT_LAG),
 )
 #: Without `model_name`, which every series of a worker has.
-WORKER_SERIES: Final = (*GAUGES, *GPU_GAUGES, *COUNTERS, *HISTOGRAMS)
+WORKER_SERIES: Final = (*GAUGES, *GPU_GAUGES, GPU_XID_ERRORS, *COUNTERS, *HISTOGRAMS)

@@ -15,6 +15,7 @@ from batchmill.engine.models.weight_files import (
     stream_tensors,
     weight_files,
 )
+from batchmill.kernels.ops.fp8_weight import Fp8Weight, quantize_fp8_weight
 from batchmill.kernels.ops.grouped_weight import GroupedWeight
 
 from .module import Layout, StoredModule
@@ -72,7 +73,8 @@ class Checkpoint:
         *,
         unwanted: Collection[str] = (),
         keeps_groups: bool = False,
-    ) -> Iterator[tuple[str, Tensor | GroupedWeight, Path]]:
+        keeps_fp8: bool = False,
+    ) -> Iterator[tuple[str, Tensor | GroupedWeight | Fp8Weight, Path]]:
         """Yield each weight with its name and file; it is valid until the next is requested.
 
         The tensors of a packed weight lie side by side in a file's sorted names, so that those of
@@ -83,6 +85,8 @@ class Checkpoint:
             on_progress: Called after every stored tensor; None logs the progress.
             unwanted: Weights that need not be unpacked.
             keeps_groups: Yield the integers of weights of 4 bits in groups, and do not unpack them.
+            keeps_fp8: Yield weights that are stored as eight-bit floats so. If their scales are of
+                blocks they are quantized again, by rows.
 
         Raises:
             ModelLoadError: a file cannot be read, or a packed weight is damaged.
@@ -100,8 +104,14 @@ class Checkpoint:
             parts = waiting.setdefault(weight, {})
             parts[ending] = value.clone()
             if len(parts) == len(self._packed[weight].paths):
-                read = self._keep if keeps_groups else self._unpack
-                own = read(self._packed[weight], waiting.pop(weight), dtype)
+                packed, tensors = self._packed[weight], waiting.pop(weight)
+                own: Tensor | GroupedWeight | Fp8Weight
+                if keeps_fp8:
+                    own = self._keep_fp8(packed, tensors, dtype)
+                elif keeps_groups:
+                    own = self._keep(packed, tensors, dtype)
+                else:
+                    own = self._unpack(packed, tensors, dtype)
                 yield weight, own, self.names[weight]
 
     @property
@@ -117,6 +127,22 @@ class Checkpoint:
         keep = packed.layout.keep
         kept = None if keep is None else keep(module, dtype)
         return packed.layout.unpack(module, dtype) if kept is None else kept
+
+    @property
+    def has_fp8(self) -> bool:
+        """Whether some weights are stored as eight-bit floats."""
+        return any(packed.layout.keep_fp8 is not None for packed in self._packed.values())
+
+    def _keep_fp8(
+        self, packed: _PackedWeight, tensors: dict[str, Tensor], dtype: torch.dtype
+    ) -> Tensor | Fp8Weight:
+        assert self.scheme is not None, "only a scheme has packed weights"
+        keep = packed.layout.keep_fp8
+        if keep is None:
+            return self._unpack(packed, tensors, dtype)
+        module = StoredModule(self.scheme.name, packed.module, tensors, packed.paths)
+        kept = keep(module, dtype)
+        return quantize_fp8_weight(packed.layout.unpack(module, dtype)) if kept is None else kept
 
     def _unpack(
         self, packed: _PackedWeight, tensors: dict[str, Tensor], dtype: torch.dtype

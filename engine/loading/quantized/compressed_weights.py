@@ -10,12 +10,13 @@ from typing import Final
 import torch
 from torch import Tensor
 
+from batchmill.kernels.ops.fp8_weight import Fp8Weight
 from batchmill.kernels.ops.grouped_weight import GroupedWeight
 
 from .bits import num_words, unpack_bits
 from .dense import Tiles, dense_weight
 from .fp4 import power_of_two, unpack_fp4
-from .fp8 import is_block
+from .fp8 import fp8_rows, is_block
 from .integers import KEPT_BITS, StoredIntegers
 from .module import Layout, StoredModule
 from .scheme import Settings, choose, group_size, refusal
@@ -34,6 +35,7 @@ class WeightSettings:
 
     format: StoredFormat
     bits: int
+    is_float: bool
     strategy: str
     #: Columns that share a scale, in groups.
     group_size: int | None
@@ -67,6 +69,7 @@ class WeightSettings:
         return cls(
             format=stored,
             bits=weights["num_bits"],
+            is_float=weights["type"] == "float",
             strategy=strategy,
             group_size=size,
             block=tuple(block) if strategy == "block" and block else None,
@@ -81,7 +84,13 @@ class WeightSettings:
             partial(self.format.unpack, self),
             self.needed,
             keep=None if keep is None else partial(keep, self),
+            keep_fp8=partial(_keep_fp8, self) if self._is_plain_fp8 else None,
         )
+
+    @property
+    def _is_plain_fp8(self) -> bool:
+        """Whether the weights are stored as eight-bit floats with ordinary scales."""
+        return self.is_float and self.format in _PLAIN_FP8
 
     @property
     def needed(self) -> tuple[str, ...]:
@@ -215,6 +224,18 @@ def _unpack_plain(settings: WeightSettings, module: StoredModule, dtype: torch.d
     return dense_weight((num_rows, num_columns), dtype, rows_of)
 
 
+def _keep_fp8(
+    settings: WeightSettings, module: StoredModule, dtype: torch.dtype
+) -> Fp8Weight | None:
+    """Return eight-bit floats as they are stored; None if their scales are not of rows."""
+    stored = module.take(PLAIN, (torch.float8_e4m3fn,), None, None)
+    num_rows, num_columns = stored.shape
+    tiles = settings.tiles(module, (num_rows, num_columns), PLAIN)
+    if not settings.is_symmetric:
+        return None
+    return fp8_rows(stored, _take_scales(module, SCALE, tiles, num_rows).float(), dtype)
+
+
 def _unpack_fp4(settings: WeightSettings, module: StoredModule, dtype: torch.dtype) -> Tensor:
     """Unpack floats of 4 bits; the scales of groups are powers of two, or e4m3 over a divisor."""
     packed = module.take(PACKED, (torch.uint8,), None, None)
@@ -246,3 +267,4 @@ FORMATS: Final[Mapping[str, StoredFormat]] = {
     "nvfp4-pack-quantized": StoredFormat(_unpack_fp4, (PACKED, SCALE, GLOBAL_SCALE), _FLOAT, (4,)),
     "mxfp4-pack-quantized": StoredFormat(_unpack_fp4, (PACKED, SCALE), _FLOAT, (4,)),
 }
+_PLAIN_FP8: Final = (FORMATS["float-quantized"], FORMATS["naive-quantized"])

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from .dense import Tiles, dense_weight
 from .fp4 import unpack_fp4
-from .fp8 import SCALE, WEIGHT, unpack_fp8
+from .fp8 import SCALE, WEIGHT, keep_fp8, unpack_fp8
 from .module import Layout, StoredModule
 from .scheme import Settings, choose
 
@@ -53,7 +53,11 @@ class ModelOpt:
         is_fp4 = algorithm in _NVFP4 or (algorithm == _MIXED and _OUTER_SCALE in stored)
         if is_fp4:
             return Layout(_unpack_nvfp4, (WEIGHT, SCALE, _OUTER_SCALE))
-        return Layout(partial(unpack_fp8, scale=SCALE, block=None), (WEIGHT, SCALE))
+        return Layout(
+            partial(unpack_fp8, scale=SCALE, block=None),
+            (WEIGHT, SCALE),
+            keep_fp8=partial(keep_fp8, scale=SCALE, block=None),
+        )
 
 
 def _unpack_nvfp4(module: StoredModule, dtype: torch.dtype) -> Tensor:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from batchmill.engine.errors import ModelLoadError
+from batchmill.kernels.ops.fp8_weight import Fp8Weight
 from batchmill.kernels.ops.grouped_weight import GroupedWeight
 
 REMEDY: Final = "download the model again, or use its weights in bfloat16, float16 or float32"
@@ -84,6 +85,8 @@ class StoredModule:
 Unpack = Callable[[StoredModule, torch.dtype], Tensor]
 #: Returns a weight's integers for activations in a dtype; None if they cannot be kept.
 Keep = Callable[[StoredModule, torch.dtype], GroupedWeight | None]
+#: Returns a weight in fp8 for products in a dtype; None if its scales are not of rows.
+KeepFp8 = Callable[[StoredModule, torch.dtype], Fp8Weight | None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,3 +100,5 @@ class Layout:
     result: str = ".weight"
     #: Returns its integers instead; None if it has none of 4 bits.
     keep: Keep | None = None
+    #: Returns its eight-bit floats instead; None if it has none.
+    keep_fp8: KeepFp8 | None = None

@@ -86,7 +86,7 @@ def test_requests_that_come_and_go_get_the_same_tokens(
     for index in range(40):
         values: dict[str, Any] = {"temperature": rng.choice([0, 0.9]), "seed": rng.randrange(5)}
         if rng.random() < 0.1:
-            values["repetition_penalty"] = 1.2  # works on whole rows, so its steps are not replayed
+            values["repetition_penalty"] = 1.2  # works on whole rows
         if rng.random() < 0.1:
             values["min_p"] = 0.05
         prompt = [rng.randrange(256) for _ in range(rng.randint(1, 9))]

@@ -12,9 +12,9 @@ from batchmill.kernels.ops.fp8_linear import (
     Fp8Linear,
     Fp8Reference,
     make_fp8_linear,
-    quantize_fp8_weight,
 )
 from batchmill.kernels.ops.fp8_quantize import quantize_fp8
+from batchmill.kernels.ops.fp8_weight import quantize_fp8_weight
 from batchmill.kernels.reference.fp8_rows import FP8
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]

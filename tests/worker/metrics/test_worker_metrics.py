@@ -13,7 +13,12 @@ from batchmill.producer.protocol import keys
 from batchmill.worker.errors import EXIT_CONFIG
 from batchmill.worker.metrics.catalogue import CATALOGUE
 from batchmill.worker.metrics.gpu import gpu_source
-from batchmill.worker.metrics.worker_series import GPU_GAUGES, KV_HOST_BYTES, MEDIA_CACHE_BYTES
+from batchmill.worker.metrics.worker_series import (
+    GPU_GAUGES,
+    GPU_XID_ERRORS,
+    KV_HOST_BYTES,
+    MEDIA_CACHE_BYTES,
+)
 
 from ...conftest import RedisServer
 from ...support.processes import free_port
@@ -164,7 +169,9 @@ def test_the_catalogue_lists_exactly_what_is_shown(served: Served, first: Scrape
     found = served.scrape()
     series = {each.name: each for each in CATALOGUE["worker"]}
     kinds = {name: kind for name, kind in found.kinds.items() if name.startswith("batchmill_")}
-    missing = {each.name for each in (*GPU_GAUGES, MEDIA_CACHE_BYTES, KV_HOST_BYTES)}
+    missing = {
+        each.name for each in (*GPU_GAUGES, GPU_XID_ERRORS, MEDIA_CACHE_BYTES, KV_HOST_BYTES)
+    }
     expected = {
         name.removesuffix("_total") if each.kind.value == "counter" else name: each.kind.value
         for name, each in series.items()
@@ -220,6 +227,9 @@ def test_figures_of_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     class NVMLError(Exception):
         pass
 
+    def no_events() -> None:
+        raise NVMLError("not supported")
+
     asked: list[str | int] = []
     nvml = SimpleNamespace(
         NVMLError=NVMLError,
@@ -228,6 +238,7 @@ def test_figures_of_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
         nvmlDeviceGetHandleByUUID=asked.append,
         nvmlDeviceGetMemoryInfo=lambda handle: SimpleNamespace(used=5, total=10),
         nvmlDeviceGetUtilizationRates=lambda handle: SimpleNamespace(gpu=50),
+        nvmlEventSetCreate=no_events,
     )
     monkeypatch.setitem(__import__("sys").modules, "pynvml", nvml)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,GPU-abc")

@@ -18,7 +18,7 @@ from batchmill.engine.loading.quantized.formats import read_scheme
 from batchmill.engine.loading.quantized.scheme import Scheme
 from batchmill.engine.loading.weight_loading import load_weights
 from batchmill.engine.models.families import read_model_config
-from batchmill.engine.models.weights import DecoderWeights
+from batchmill.engine.models.weights import DecoderWeights, Matrix
 from batchmill.kernels.ops.grouped_weight import GroupedWeight
 
 from ...model_steps import full_logits, largest_error, make_requests, make_runner
@@ -48,7 +48,7 @@ def read(folder: Path, *, keeps_groups: bool) -> DecoderWeights:
     )
 
 
-def matrices(weights: DecoderWeights) -> list[Tensor | GroupedWeight]:
+def matrices(weights: DecoderWeights) -> list[Matrix]:
     return [matrix for layer in weights.layers for matrix in layer.matrices]
 
 
@@ -66,6 +66,7 @@ def test_integers_of_compressed_tensors_are_kept(name: str, tmp_path: Path) -> N
             assert (integers.zeros is None) == (name == "int4 in groups")
             integers = integers.dense()
         assert isinstance(unpacked, Tensor)
+        assert isinstance(integers, Tensor)
         assert torch.equal(integers, unpacked)
     requests = make_requests([7], LLAMA.vocab_size)
     want = full_logits(dense_model, requests)
