@@ -209,7 +209,6 @@ class DecodeGraphs:
         self, batch: ScheduledBatch, special: SpecialStep, num_rows: int
     ) -> SampledTokens:
         host_buffers = HostBuffers(num_rows, self._model.device)  # see `launch`
-        score_buffer = self._special.allocate_scores(special)
         size = self._replay_forward(batch)
         for replay in special.before:
             replay()
@@ -221,9 +220,7 @@ class DecodeGraphs:
             self._is_finite[:num_rows],
             is_empty=self._special.is_empty[:num_rows] if special.restrictive else None,
             restrictive=special.restrictive,
-            scores=None
-            if score_buffer is None
-            else self._special.begin_copy(special, score_buffer),
+            scores=self._special.begin_copy(special),
             host_buffers=host_buffers,
         )
 

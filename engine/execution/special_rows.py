@@ -12,6 +12,7 @@ import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from itertools import cycle
 
 import numpy as np
 import torch
@@ -36,6 +37,8 @@ from .graph_recorder import Recorder
 SIZES = (1, 2, 4, MOST_ROWS)
 #: Keeps every token, as the mass that typical sampling has to reach.
 _WHOLE_MASS = 2.0
+#: Of scores, used in turn: two steps are in flight at most.
+_NUM_HOST_BUFFERS = 4
 #: Rows of logits that tables and the largest graph's intermediate results take.
 _ROWS_OF_LOGITS = 16 * MOST_ROWS
 
@@ -54,7 +57,6 @@ class SpecialStep:
         restrictive: Rows whose controls may leave no token.
         scored: Rows whose tokens are scored; they are the first special rows.
         num_steps: Steps for which this holds, if the same requests go on; None for all.
-        scores: [len(scored), 2 + 2 * most] float32: where their scores will be; see `PackedScores`.
         num_top: Of each scored row: how many likeliest tokens to report.
     """
 
@@ -63,7 +65,6 @@ class SpecialStep:
     restrictive: list[tuple[int, Request]]
     scored: list[tuple[int, Request]]
     num_steps: int | None
-    scores: Tensor
     num_top: list[int]
 
 
@@ -103,6 +104,11 @@ class SpecialRows:
         self._most_top = min(MAX_LOGPROBS, vocab_size)
         self._log_probs = torch.zeros(MOST_ROWS, vocab_size, device=device)
         self._scores = torch.zeros(MOST_ROWS, 2 + 2 * self._most_top, device=device)
+        buffers = [
+            torch.empty(self._scores.shape, pin_memory=device.type == "cuda")
+            for _ in range(_NUM_HOST_BUFFERS)
+        ]
+        self._host_buffers = cycle([(each, each.numpy()) for each in buffers])
         self._control: _Replays = {}
         self._filter: _Replays = {}
         self._score: _Replays = {}
@@ -219,7 +225,6 @@ class SpecialRows:
             restrictive=restrictive,
             scored=scored,
             num_steps=num_steps,
-            scores=self._scores[: len(scored)],
             num_top=[each.scores.num_logprobs or 0 for _, each in scored if each.scores],
         )
 
@@ -259,16 +264,13 @@ class SpecialRows:
             return False
         return request.controls is None or has_table(request.controls)
 
-    def allocate_scores(self, step: SpecialStep) -> Tensor | None:
-        """Allocate host memory for a step's scores; None if it has none."""
+    def begin_copy(self, step: SpecialStep) -> SampledScores | None:
+        """Queue the copy of a step's scores to the host; None if it has none."""
         if not step.scored:
             return None
-        return torch.empty(step.scores.shape, pin_memory=step.scores.is_cuda)
-
-    def begin_copy(self, step: SpecialStep, on_host: Tensor) -> SampledScores:
-        """Queue the copy of a step's scores into memory of `allocate_scores`."""
-        on_host.copy_(step.scores, non_blocking=True)
-        return SampledScores(step.scored, PackedScores(on_host, step.num_top))
+        buffer, values = next(self._host_buffers)
+        buffer.copy_(self._scores, non_blocking=True)
+        return SampledScores(step.scored, PackedScores(values, step.num_top))
 
     @torch.inference_mode()
     def _apply_controls(self, size: int) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from batchmill.engine.request.scores import TokenScore
@@ -119,26 +120,28 @@ class CopiedScores:
 class PackedScores:
     """Scores on their way from the device to the host, in one array."""
 
-    def __init__(self, on_host: Tensor, num_top: Sequence[int]) -> None:
-        """Keep the array, whose copy is queued.
+    __slots__ = ("_num_top", "_on_host")
+
+    def __init__(self, on_host: NDArray[np.float32], num_top: Sequence[int]) -> None:
+        """Keep the array, to which a copy is queued.
 
         Args:
-            on_host: [num_rows, 2 + 2 * most] float32: entropy, the token's own log probability, and
-                for each of the likeliest tokens its log probability and its id. Ids below 2**24 are
-                exact in float32.
+            on_host: [num_rows or more, 2 + 2 * most] float32: entropy, the token's own log
+                probability, and for each of the likeliest tokens its log probability and its id.
+                Ids below 2**24 are exact in float32.
             num_top: Per row, how many likeliest tokens to report.
         """
         self._on_host, self._num_top = on_host, num_top
 
     def read(self, token_ids: Sequence[int]) -> list[TokenScore]:
         """Return the scores, once the copy is done; see `CopiedScores.read`."""
-        rows = self._on_host.numpy()[:, : 2 + 2 * max(self._num_top)].tolist()
         scores = []
-        for row, token_id, num_top in zip(rows, token_ids, self._num_top, strict=True):
-            logprobs = {token_id: row[1]}
-            for place in range(2, 2 + 2 * num_top, 2):
-                logprobs.setdefault(int(row[place + 1]), row[place])
-            scores.append(TokenScore(logprobs, row[0]))
+        for row, token_id, num_top in zip(self._on_host, token_ids, self._num_top, strict=False):
+            entropy, own, *pairs = row[: 2 + 2 * num_top].tolist()
+            logprobs = {token_id: own}
+            for place in range(0, 2 * num_top, 2):
+                logprobs.setdefault(int(pairs[place + 1]), pairs[place])
+            scores.append(TokenScore(logprobs, entropy))
         return scores
 
 
