@@ -131,12 +131,26 @@ def definitions(library: str, folder: Path = LUA_FOLDER) -> tuple[Definition, ..
 def _join(own: str, used: Sequence[Definition], replacements: Replacements) -> str:
     """Return the text of a script: its libraries, as one table of definitions, and its own text."""
     rare = _rare_names(own, used)
-    common, rarely = (
-        "".join(_as_field(found, replacements) for found in used if (found.name in rare) is is_rare)
-        for is_rare in (False, True)
-    )
+    common = [found for found in used if found.name not in rare]
+    # A constructor makes room for all of its fields at once.
+    functions = "".join(_as_item(found, replacements) for found in common if _is_function(found))
+    values = "".join(_as_field(found, replacements) for found in common if not _is_function(found))
+    rarely = "".join(_as_field(found, replacements) for found in used if found.name in rare)
     loader = _RARE_DEFINITIONS % rarely if rarely else ""
-    return f"local lib = {{}}\n{common}{loader}\n{_replaced(own, replacements)}"
+    table = f"local lib\nlib = {{\n{functions}}}\n{values}{loader}"
+    return f"{table}\n{_replaced(own, replacements)}"
+
+
+def _is_function(found: Definition) -> bool:
+    local = _LOCAL.search(found.text)
+    return local is not None and local[1] is not None
+
+
+def _as_item(found: Definition, replacements: Replacements) -> str:
+    """Return the text of a function as an item of the constructor of the table."""
+    text = _replaced(found.text, replacements)
+    head = f"local function {replacements.places[found.name]}"
+    return f"{text.replace(head, f'{found.name} = function', 1).rstrip()}\n,\n"
 
 
 def _as_field(found: Definition, replacements: Replacements) -> str:

@@ -19,6 +19,8 @@ from .shard_errors import note_shard
 Command = Sequence[str | bytes | int]
 #: That are sent at once: the time limit of a connection is one of each piece.
 _PIECE_BYTES = 1 << 16
+#: What RESP writes before a word, by its length; most are short.
+_HEADS = [b"$%d\r\n" % length for length in range(256)]
 
 
 def run_commands(client: Redis, commands: Sequence[Command]) -> list[Any]:
@@ -74,7 +76,12 @@ def _pieces(commands: Sequence[Command]) -> list[bytes]:
         parts.append(b"*%d\r\n" % len(command))
         for word in command:
             data = word if isinstance(word, bytes) else _encoded(word)
-            parts += (b"$%d\r\n" % len(data), data, b"\r\n")
+            length = len(data)
+            parts += (
+                _HEADS[length] if length < len(_HEADS) else b"$%d\r\n" % length,
+                data,
+                b"\r\n",
+            )
     packed = b"".join(parts)
     if len(packed) <= _PIECE_BYTES:
         return [packed]

@@ -144,10 +144,10 @@ def claim(
     def read(reply: list[Any]) -> Claim | ClaimRefusal:
         if reply[0] == b"REFUSED":
             return ClaimRefusal(reply[1].decode())
-        _, fence, document, data, numbers, traceparent, history, *about = reply
-        prefix, lora, media, steering, plan_state, must_rewrite = about
+        _, fence, document, data, numbers, about, must_rewrite = reply
         attempts, alone, deadline, enqueued, started, now, suspect, *others = numbers.split()
         celery_result, retries, made_at = others
+        plan_state = about.get(b"plan_state", b"")
         unreadable = next((x.error for x in (document, data) if isinstance(x, Unopened)), None)
         if unreadable is not None:
             document = data = b""
@@ -166,14 +166,14 @@ def claim(
             celery_result=celery_result == b"1",
             identity=identity,
             retries=int(retries),
-            traceparent=traceparent.decode("latin-1") or None,
-            history=read_history(history),
+            traceparent=about.get(b"traceparent", b"").decode("latin-1") or None,
+            history=read_history(about[b"history"]) if b"history" in about else (),
             made_at_ms=int(made_at),
-            prefix=prefix.decode(errors="replace"),
-            must_rewrite_output=must_rewrite is True,
-            lora=lora.decode("latin-1") or None,
-            media=tuple(media.decode("latin-1").split()),
-            steering=steering.decode("latin-1") or None,
+            prefix=about.get(b"prefix", b"").decode(errors="replace"),
+            must_rewrite_output=must_rewrite,
+            lora=about.get(b"lora", b"").decode("latin-1") or None,
+            media=tuple(about.get(b"media", b"").decode("latin-1").split()),
+            steering=about.get(b"steering", b"").decode("latin-1") or None,
             plan_state=b"" if isinstance(plan_state, Unopened) else plan_state,
             unreadable=unreadable,
         )
@@ -181,15 +181,17 @@ def claim(
     def opens(reply: list[Any], cipher: Cipher) -> list[Any]:
         if reply[0] == b"REFUSED":
             return reply
-        _, fence, document, data, *rest, plan_state, seals = reply
-        tokens = open_tokens(
-            cipher, job_id, data, _pairs(seals), must_be_sealed=is_sealed(document)
-        )
+        _, fence, document, data, numbers, *rest = reply
+        about = _pairs(rest)
+        seals = _pairs(about.pop(b"seals", ()))
+        tokens = open_tokens(cipher, job_id, data, seals, must_be_sealed=is_sealed(document))
         is_open = bool(cipher.key_ids and data and not seals)
         if not is_reference(document):  # else the claimer reads it on another thread
             document = opened(cipher, document, Place(job_id, "doc"))
-        plan_state = opened(cipher, plan_state, Place(job_id, "plan_state"))
-        return [b"CLAIMED", fence, document, tokens, *rest, plan_state, is_open]
+        if b"plan_state" in about:
+            place = Place(job_id, "plan_state")
+            about[b"plan_state"] = opened(cipher, about[b"plan_state"], place)
+        return [b"CLAIMED", fence, document, tokens, numbers, about, is_open]
 
     args = (
         job_id,
@@ -379,7 +381,7 @@ def _fingerprint(job: NewJob) -> Fingerprint | str | None:
     return "" if job.idempotency_key else None
 
 
-def _pairs(items: Any) -> dict[bytes, bytes]:
+def _pairs(items: Any) -> dict[bytes, Any]:
     """Return the hash that a script has replied as a list of names and values."""
     return dict(zip(items[::2], items[1::2], strict=True))
 

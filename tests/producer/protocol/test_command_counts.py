@@ -13,7 +13,7 @@ from batchmill.producer.protocol.used_tokens import UsedTokens
 NUM_JOBS = 20
 #: Of a plain job: without webhook, batch, deadline, tags or encryption, with the limits that a
 #: client sets, while more jobs wait than are announced.
-MOST_COMMANDS = {"submit": 20, "claim": 27, "checkpoint": 7, "end": 26}
+MOST_COMMANDS = {"submit": 20, "claim": 27, "checkpoint": 5, "end": 25}
 
 
 def commands_of(bench: Any, action: Callable[[], object]) -> float:

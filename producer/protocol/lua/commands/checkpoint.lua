@@ -8,19 +8,6 @@ allow_writes_when_full()
 local lease_ms, now = tonumber(ARGV[1]), now_ms()
 local statuses, leases = {}, {}
 
--- At most one `output` event per job is pending, so a receiver that is down costs one event per job.
-local function add_output_event(id, num_tokens)
-  local job = load_job(id)
-  local reported = tonumber(redis.call('HGET', job_key(id), 'output_told') or 0)
-  if not job.webhook or num_tokens <= reported then return end
-  if job.output_event
-    and redis.pcall('HGET', event_key(job.output_event), 'state') == 'pending' then return end
-  local number = redis.call('HINCRBY', job_key(id), 'output_events', 1)
-  local event_id = add_event(id, job, 'output', '_' .. number, num_tokens, now)
-  redis.call('HSET', job_key(id), 'output_event', event_id, 'output_told', num_tokens,
-    'output_due_ms', now + OUTPUT_EVENT_INTERVAL_MS)
-end
-
 local function save_output(id, fence, identity, position, text_position, thought_position, i)
   local job = load_lease(id)
   if not may_write_output(job, fence, identity) then return 'FENCED' end
@@ -31,17 +18,15 @@ local function save_output(id, fence, identity, position, text_position, thought
   leases[#leases + 1], leases[#leases + 2] = now + lease_ms, id
   local num_tokens = output_bytes / 4
   redis.call('PUBLISH', events_channel(id), '{"tokens":' .. num_tokens .. '}')
-  if job.output_due_ms and job.output_due_ms <= now then add_output_event(id, num_tokens) end
+  if job.output_due_ms and job.output_due_ms <= now then add_output_event(id, num_tokens, now) end
   return job.cancel_requested and 'CANCEL_REQUESTED' or 'OK'
 end
 
 for i = 2, #ARGV, 4 do
   local id, fence, identity, position, text_position, thought_position =
     string.match(ARGV[i], '^(%S+) (%S*) (%S*) (%d+) (%d+) (%d+)$')
-  statuses[#statuses + 1] = guard_job(id, 'FENCED', function()
-    return save_output(id, fence, identity, tonumber(position), tonumber(text_position),
-      tonumber(thought_position), i)
-  end)
+  statuses[#statuses + 1] = guard_job(id, 'FENCED', save_output, id, fence, identity, tonumber(position),
+    tonumber(text_position), tonumber(thought_position), i)
 end
 extend_leases(leases)
 return statuses

@@ -4,9 +4,9 @@
 -- = it does not look for jobs with them), supported versions...
 -- Reply: {CLAIMED, fence, document, token bytes, numbers with spaces between them (attempts, alone, deadline_at_ms,
 -- which is -1 if there is none, enqueued_at_ms, started_at_ms, now, suspect, celery_result, retries, claimed_at_ms of
--- the first call with this nonce), traceparent ('' = none), history (JSON, '' = none), prefix ('' = none), digest of
--- its LoRA adapter ('' = none), names of its media ('' = none), digest of its steering vector ('' = none), saved state
--- of its plan ('' = none), seals of the output (names and values)} or {REFUSED, reason}.
+-- the first call with this nonce), then names and values of those that the job has: traceparent, history (JSON),
+-- prefix, lora (digest of its LoRA adapter), media (their names), steering (digest of its steering vector), plan_state,
+-- seals (of the output: a list of names and values)} or {REFUSED, reason}.
 -- @include announce, celery_state, events, fair_share, finish, guard, index, keys, output, pauses, prefixes, record
 -- @include sealed, server, sessions, usage
 allow_writes_when_full()
@@ -21,6 +21,8 @@ local session, pid = ARGV[6], tonumber(ARGV[7])
 local CLAIM_FIELDS = { 'doc', 'attempts', 'suspect', 'started_at_ms', 'retries', 'history', 'claimed_at_ms',
   'sealed_with', 'start_by_ms', 'home', 'prefix', 'passed_over', 'lora', 'steering', 'plan_state',
   'plan_identity' }
+-- Those that most jobs lack. The client takes as long for each element of a reply as a script for a command.
+local REPLY_FIELDS = { 'traceparent', 'history', 'prefix', 'lora', 'media', 'steering', 'plan_state' }
 
 -- The stored tokens of a job.
 local function read_tokens()
@@ -38,15 +40,20 @@ local function claim_reply(job, tokens, now)
   local numbers = string.format('%d %d %d %d %d %d %d %d %d %d', job.attempts, job.alone and 1 or 0,
     job.deadline_at_ms or -1, job.enqueued_at_ms, job.started_at_ms, now, tonumber(job.suspect or 0),
     job.celery_result and 1 or 0, tonumber(job.retries or 0) or 0, tonumber(job.claimed_at_ms or now) or now)
-  return {
-    'CLAIMED', job.fence, job.doc, tokens, numbers, job.traceparent or '', job.history or '', job.prefix or '',
-    job.lora or '', job.media or '', job.steering or '', job.plan_state or '',
-    job.sealed_with and redis.call('HGETALL', seals_key(id)) or {},
-  }
+  local reply = { 'CLAIMED', job.fence, job.doc, tokens, numbers }
+  local function put(name, value)
+    reply[#reply + 1] = name
+    reply[#reply + 1] = value
+  end
+  for i = 1, #REPLY_FIELDS do
+    if job[REPLY_FIELDS[i]] then put(REPLY_FIELDS[i], job[REPLY_FIELDS[i]]) end
+  end
+  if job.sealed_with then put('seals', redis.call('HGETALL', seals_key(id))) end
+  return reply
 end
 
 local function claim_job()
-  local job = load_whole_job(id, unpack(CLAIM_FIELDS))
+  local job = load_whole_job(id, CLAIM_FIELDS)
   if not job then return { 'REFUSED', 'unknown' } end
   local now = now_ms()
 

@@ -27,6 +27,7 @@ local function read_waiting_job(id)
   return job
 end
 
+-- @rare
 local function load_message_fields(id)
   local job = {}
   add_fields(job, MESSAGE_FIELDS, redis.call('HMGET', job_key(id), unpack(MESSAGE_FIELDS)), 0)

@@ -11,7 +11,7 @@ end
 
 -- The number in a field; `default` if it is missing, or its text is not a finite number.
 local function finite(text, default)
-  local value = tonumber(text or default)
-  if not value or value ~= value or math.abs(value) == math.huge then return default end
-  return value
+  local value = text and tonumber(text)
+  if value and value - value == 0 then return value end -- that of NaN, and of an infinity, is NaN
+  return default
 end

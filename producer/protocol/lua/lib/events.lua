@@ -30,6 +30,20 @@ local function add_event(id, job, name, suffix, num_tokens, now, kind)
   return event_id
 end
 
+-- At most one `output` event per job is pending, so a receiver that is down costs one event per job.
+-- @rare
+local function add_output_event(id, num_tokens, now)
+  local job = load_job(id)
+  local reported = tonumber(redis.call('HGET', job_key(id), 'output_told') or 0)
+  if not job.webhook or num_tokens <= reported then return end
+  if job.output_event
+    and redis.pcall('HGET', event_key(job.output_event), 'state') == 'pending' then return end
+  local number = redis.call('HINCRBY', job_key(id), 'output_events', 1)
+  local event_id = add_event(id, job, 'output', '_' .. number, num_tokens, now)
+  redis.call('HSET', job_key(id), 'output_event', event_id, 'output_told', num_tokens,
+    'output_due_ms', now + OUTPUT_EVENT_INTERVAL_MS)
+end
+
 -- The endpoint of a stored event, which may be forged.
 local function endpoint_of_event(event_id)
   local f = redis.call('HMGET', event_key(event_id), 'url', 'tenant')

@@ -24,12 +24,14 @@ local function is_valid_job(id)
     and redis.call('HEXISTS', job_key(id), 'enqueued_at_ms') == 1
 end
 
--- Run an action on one job. If it fails because of the job's own keys, mark the job for the sweep to end and return
--- `fallback`: if the whole call failed instead, its caller would repeat it forever. Any other error is raised: it is
--- not this job's fault.
-local function guard_job(id, fallback, action)
-  local ok, result = pcall(action)
-  local is_written, problem = pcall(write_usage) -- also what a failed action has counted
+-- Run an action, with these arguments, on one job. If it fails because of the job's own keys, mark the job for the
+-- sweep to end and return `fallback`: if the whole call failed instead, its caller would repeat it forever. Any other
+-- error is raised: it is not this job's fault.
+local function guard_job(id, fallback, action, ...)
+  local ok, result = pcall(action, ...)
+  local is_written, problem = true, nil
+  -- Also what a failed action has counted.
+  if next(usage_changes) or next(usage_values) then is_written, problem = pcall(write_usage) end
   if ok and is_written then return result end
   if ok then result = problem end
   if is_valid_job(id) then error(result, 0) end

@@ -9,6 +9,7 @@ local MAX_WORKER_BYTES = 200 -- of the worker's name
 local MAX_HISTORY_BYTES = 65536 -- a longer history was not written here
 
 -- Whether a value can be one attempt: an object without objects in it, which could be too deep for readers.
+-- @rare
 local function is_attempt(value)
   if type(value) ~= 'table' then return false end
   for _, field in pairs(value) do
@@ -18,8 +19,9 @@ local function is_attempt(value)
 end
 
 -- The attempts in a history; none if another client of Redis has overwritten it.
+-- @rare
 local function parse_history(text)
-  if not text or #text > MAX_HISTORY_BYTES then return {} end
+  if #text > MAX_HISTORY_BYTES then return {} end
   local ok, attempts = pcall(cjson.decode, text)
   if not ok or type(attempts) ~= 'table' then return {} end
   for _, attempt in ipairs(attempts) do
@@ -33,14 +35,21 @@ local function whole_number(field)
   if field and #field <= 15 and string.match(field, '^%d+$') then return tonumber(field) end
 end
 
-local function append_attempt(text, attempt)
+-- The attempts in a history that are kept beside another one.
+-- @rare
+local function kept_attempts(text)
   local attempts, kept = parse_history(text), {}
   local num_attempts = #attempts
   for i = 1, num_attempts do
     if i <= FIRST_ATTEMPTS or i > num_attempts - LAST_ATTEMPTS + 1 then kept[#kept + 1] = attempts[i] end
   end
-  kept[#kept + 1] = attempt
-  local ok, encoded = pcall(cjson.encode, kept)
+  return kept
+end
+
+local function append_attempt(text, attempt)
+  local attempts = text and kept_attempts(text) or {}
+  attempts[#attempts + 1] = attempt
+  local ok, encoded = pcall(cjson.encode, attempts)
   return ok and encoded or cjson.encode({ attempt }) -- cjson reads NaN, but does not write it
 end
 

@@ -9,6 +9,7 @@ local MEDIA_JOBS_PER_LOOK = 100
 local ENTRIES_PER_END = 3 -- of jobs, looked at for each that is added: those without a record stay few
 
 -- Call `action` once for each medium that a job's record names. `-` stands for one that was not fetched yet.
+-- @rare
 local function for_each_media(names, action)
   local seen = { ['-'] = true }
   for name in string.gmatch(names or '', '%S+') do
@@ -73,6 +74,7 @@ local function hold_media(id, names)
 end
 
 -- Note in a job's record what a worker needs to read its media.
+-- @rare
 local function note_media_keys(id, names)
   for_each_media(names, function(name)
     local f = redis.call('HMGET', media_key(name), 'key_id', 'object')

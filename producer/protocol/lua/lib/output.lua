@@ -40,16 +40,29 @@ local function append_sealed(id, kind, key, position, piece)
   return position + length
 end
 
+-- Append a piece at a position in bytes if the output ends there, as mostly. Return whether it does. Redis says with
+-- the reply to APPEND how long the output was; to ask before would take as long again.
+local function append_at_end(key, position, piece)
+  local kept = redis.call('APPEND', key, piece) - #piece
+  if kept == position then return true end
+  if kept == 0 then
+    redis.call('DEL', key)
+  else
+    redis.call('SET', key, redis.call('GETRANGE', key, 0, kept - 1), 'KEEPTTL')
+  end
+  return false
+end
+
 -- Append text (`kind` is 'text') or thoughts ('thoughts') at a position in bytes. What leaves a gap or contradicts what
 -- is stored is dropped: readers get it with the result, and never see text that is taken back later.
 local function append_text(id, kind, position, text)
   if text == '' then return end
   local key, piece = kind == 'text' and text_key(id) or thoughts_key(id), split_sealed(text)
   if piece then return append_sealed(id, kind, key, position, piece) end
+  if append_at_end(key, position, text) then return end
   local stored = redis.call('STRLEN', key)
   if stored < position or stored >= position + #text then return end
-  local overlap = ''
-  if stored > position then overlap = redis.call('GETRANGE', key, position, stored - 1) end
+  local overlap = redis.call('GETRANGE', key, position, stored - 1)
   if overlap ~= string.sub(text, 1, #overlap) then return end
   redis.call('APPEND', key, string.sub(text, #overlap + 1))
 end
@@ -59,6 +72,7 @@ end
 local function append_tokens(id, position, bytes)
   local key, piece = tokens_key(id), split_sealed(bytes)
   if piece then return append_sealed(id, 'tokens', key, position, piece), true end
+  if bytes ~= '' and append_at_end(key, position, bytes) then return position + #bytes, false end
   local stored = redis.call('STRLEN', key)
   if stored < position then return false end
   if stored > position and #bytes > 0 then

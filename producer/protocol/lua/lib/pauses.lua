@@ -7,9 +7,10 @@ local known_pauses = {}
 
 -- Read both pauses that can keep a job waiting in one command, for `pause_of`.
 local function load_pauses(queue, tenant)
-  local names = { 'queue:' .. queue, 'tenant:' .. tenant }
-  local found = redis.pcall('HMGET', PAUSED, unpack(names))
-  for i, name in ipairs(names) do known_pauses[name] = not found.err and found[i] end
+  local of_queue, of_tenant = 'queue:' .. queue, 'tenant:' .. tenant
+  local found = redis.pcall('HMGET', PAUSED, of_queue, of_tenant)
+  if found.err then found = {} end -- a key of another type, which batchmill did not write
+  known_pauses[of_queue], known_pauses[of_tenant] = found[1] or false, found[2] or false
 end
 
 -- The pause of a queue, tenant or endpoint, JSON; nil if it has none.
@@ -22,10 +23,10 @@ end
 
 -- The pause that keeps a job waiting: {kind, name, JSON}; nil if there is none.
 local function pause_of_job(queue, tenant)
-  for _, place in ipairs({ { 'queue', queue }, { 'tenant', tenant } }) do
-    place[3] = pause_of(place[1], place[2])
-    if place[3] then return place end
-  end
+  local pause = pause_of('queue', queue)
+  if pause then return { 'queue', queue, pause } end
+  pause = pause_of('tenant', tenant)
+  if pause then return { 'tenant', tenant, pause } end
 end
 
 -- The numbers, from 1, of those pairs of a queue and a tenant that no pause holds back. `names` has them one after the

@@ -7,11 +7,13 @@ local JOBS_LOOKED_AT = 16 -- of the announced ones, and as many of the backlog
 
 -- Whether a worker has computed the beginning of a job. `worker` has its session, and the prefixes that its engine
 -- holds, with a space before and after each.
+-- @rare
 local function fits(prefix, home, worker)
   return home == worker.session or (prefix and string.find(worker.held, ' ' .. prefix .. ' ', 1, true) ~= nil)
 end
 
 -- Whether another job may be taken before this one, which a worker has found first.
+-- @rare
 local function may_pass_over(prefix, home, num_passed_over, worker)
   if not (prefix or home) or fits(prefix, home, worker) then return false end
   return finite(num_passed_over, 0) < MAX_PASSED_OVER

@@ -38,17 +38,13 @@ end
 
 -- Add further fields of a record to a job, under their names: text, or false if they are not set.
 local function add_fields(job, names, values, offset)
-  for i, name in ipairs(names) do job[name] = values[offset + i] end
+  for i = 1, #names do job[names[i]] = values[offset + i] end
 end
 
--- Read what the end of an attempt needs, unless `load_job` has read all of it already.
+-- Read what the end of an attempt needs, unless `load_job` has read it already: only together are all of them read.
 local function load_end_fields(id, job)
-  for _, name in ipairs(END_FIELDS) do
-    if job[name] == nil then -- `false` is a field that was read, and is not set
-      add_fields(job, END_FIELDS, redis.call('HMGET', job_key(id), unpack(END_FIELDS)), 0)
-      return
-    end
-  end
+  if job.used_tokens ~= nil then return end -- `false` is a field that was read, and is not set
+  add_fields(job, END_FIELDS, redis.call('HMGET', job_key(id), unpack(END_FIELDS)), 0)
 end
 
 local function check_record(state, queue, fence, result_ttl_ms)
@@ -58,62 +54,59 @@ local function check_record(state, queue, fence, result_ttl_ms)
   end
 end
 
--- What scripts use of a record. `f` has the text of its fields by name, nil or false for those that are not set; `...`
--- names further fields, which become text or false. A malformed record is an error.
-local function job_of_record(f, ...)
-  check_record(f.state, f.queue, f.fence, f.result_ttl_ms)
-  local run, enqueued_at = finite(f.run, 1), finite(f.enqueued_at_ms, nil)
-  local job = {
-    state = f.state,
-    queue = f.queue,
-    fence_number = f.fence,
-    claim_nonce = f.claim_nonce,
-    fence = fence_text(f.fence, f.claim_nonce),
-    owner = f.owner or '',
-    webhook = f.webhook,
-    result_ttl_ms = finite(f.result_ttl_ms, nil),
-    idempotency_key = f.idempotency_key,
-    deadline_at_ms = finite(f.deadline_at_ms, nil),
-    cancel_requested = f.cancel_requested == '1',
-    alone = f.alone == '1',
-    v = f.v,
-    completed_fence = f.completed_fence,
-    webhook_events = f.webhook_events,
-    webhook_secret = f.webhook_secret or '',
-    output_event = f.output_event,
-    tenant = f.tenant or DEFAULT_TENANT,
-    cost = finite(f.cost, 0),
-    charge = finite(f.charge, nil),
-    not_before_ms = finite(f.not_before_ms, nil),
-    tags = f.tags or '',
-    run = run,
-    celery_result = f.celery_result == '1',
-    identity = f.identity,
-    reserved_bytes = finite(f.reserved_bytes, 0),
-    traceparent = f.traceparent,
-    payloads = f.payloads, -- names of its objects outside Redis
-    media = f.media, -- names of its pictures and sounds
-    enqueued_at_ms = enqueued_at,
-    submitted_at_ms = run == 1 and enqueued_at or nil, -- its place in the indexes; a retry does not change that
+-- The fields of a record that decide what may happen to a job (never the document, which may have a megabyte), before
+-- they are read. One constructor makes room for all of them at once.
+local function new_job()
+  return {
+    state = false, queue = false, fence = false, owner = false, webhook = false, result_ttl_ms = false,
+    idempotency_key = false, deadline_at_ms = false, cancel_requested = false, alone = false, v = false,
+    completed_fence = false, webhook_events = false, webhook_secret = false, output_event = false, tenant = false,
+    cost = false, charge = false, not_before_ms = false, tags = false, run = false, celery_result = false,
+    claim_nonce = false, identity = false, reserved_bytes = false, traceparent = false,
+    payloads = false, -- names of its objects outside Redis
+    media = false, -- names of its pictures and sounds
+    enqueued_at_ms = false,
+    fence_number = false, submitted_at_ms = false, -- computed, not read
+    history = nil, attempts = nil, claimed_at_ms = nil, claimed_tokens = nil, -- makes room for fields of scripts
   }
-  for i = 1, select('#', ...) do
-    local name = select(i, ...)
-    job[name] = f[name] or false
-  end
+end
+
+-- Turn the text of a job's fields into what scripts use. A malformed record is an error.
+local function convert_fields(job)
+  check_record(job.state, job.queue, job.fence, job.result_ttl_ms)
+  job.fence_number = job.fence
+  job.fence = fence_text(job.fence, job.claim_nonce)
+  job.owner = job.owner or ''
+  job.result_ttl_ms = finite(job.result_ttl_ms, nil)
+  job.deadline_at_ms = finite(job.deadline_at_ms, nil)
+  job.cancel_requested = job.cancel_requested == '1'
+  job.alone = job.alone == '1'
+  job.webhook_secret = job.webhook_secret or ''
+  job.tenant = job.tenant or DEFAULT_TENANT
+  job.cost = finite(job.cost, 0)
+  job.charge = finite(job.charge, nil)
+  job.not_before_ms = finite(job.not_before_ms, nil)
+  job.tags = job.tags or ''
+  job.run = finite(job.run, 1)
+  job.celery_result = job.celery_result == '1'
+  job.reserved_bytes = finite(job.reserved_bytes, 0)
+  job.enqueued_at_ms = finite(job.enqueued_at_ms, nil)
+  job.submitted_at_ms = job.run == 1 and job.enqueued_at_ms or nil -- its place in the indexes, which a retry keeps
   return job
 end
 
--- The fields that decide what may happen to a job (never the document, which may have a megabyte); nil if there is
--- no record. `...` names further fields, which are read in the same command.
+-- A job by its record; nil if there is none. `...` names further fields, which are read in the same command and become
+-- text or false. A malformed record is an error.
 local function read_valid_job(id, ...)
   local names = { 'state', 'queue', 'fence', 'owner', 'webhook', 'result_ttl_ms', 'idempotency_key', 'deadline_at_ms',
     'cancel_requested', 'alone', 'v', 'completed_fence', 'webhook_events', 'webhook_secret', 'output_event', 'tenant',
     'cost', 'charge', 'not_before_ms', 'tags', 'run', 'celery_result', 'claim_nonce', 'identity', 'reserved_bytes',
     'traceparent', 'payloads', 'enqueued_at_ms', 'media', ... }
-  local values, fields = redis.call('HMGET', job_key(id), unpack(names)), {}
+  local values = redis.call('HMGET', job_key(id), unpack(names))
   if not values[1] then return nil end
-  add_fields(fields, names, values, 0)
-  return job_of_record(fields, ...)
+  local job = new_job()
+  add_fields(job, names, values, 0)
+  return convert_fields(job)
 end
 
 -- The same, but a malformed record is marked and treated as missing, so that it cannot stop a script that handles
@@ -125,13 +118,17 @@ local function load_job(id, ...)
 end
 
 -- The same with the whole record, for a script that needs the document: reading all fields takes half of the time of
--- naming most of them.
-local function load_whole_job(id, ...)
-  local ok, job = pcall(function(...)
-    local found, fields = redis.call('HGETALL', job_key(id)), {}
-    for i = 1, #found, 2 do fields[found[i]] = found[i + 1] end
-    if fields.state then return job_of_record(fields, ...) end
-  end, ...)
+-- naming most of them. Those that have no name here are left out.
+local function load_whole_job(id, names)
+  local ok, job = pcall(function()
+    local found, job = redis.call('HGETALL', job_key(id)), new_job()
+    for i = 1, #names do job[names[i]] = false end
+    for i = 1, #found, 2 do
+      local name = found[i]
+      if job[name] ~= nil then job[name] = found[i + 1] end
+    end
+    if job.state then return convert_fields(job) end
+  end)
   if ok then return job end
   mark_unusable(id, job)
 end
@@ -146,7 +143,7 @@ end
 -- A number of a record, plus one, as text. Text that is not a whole number is an error, as for HINCRBY.
 local function next_number(text)
   if text and not (#text <= 15 and string.match(text, '^%-?%d+$')) then error('not a whole number', 0) end
-  return string.format('%.0f', (tonumber(text or nil) or 0) + 1)
+  return string.format('%d', text and text + 1 or 1)
 end
 
 -- Whether the holder of this fence may still write.

@@ -2,6 +2,7 @@
 -- @include keys
 
 local SEAL_MAGIC = '\181BM1'
+local SEAL_BYTE = 181
 local SEAL_NONCE_BYTES = 12
 local SEAL_TAG_BYTES = 16
 local READS_PAYLOADS = '@payloads' -- stands for a key: a worker without an object store does not have it
@@ -9,7 +10,8 @@ local READS_PAYLOADS = '@payloads' -- stands for a key: a worker without an obje
 -- The parts of a sealed value: the id of its key, what stands before the ciphertext, the ciphertext, and the tag; nil
 -- if the value is not sealed.
 local function split_sealed(value)
-  if string.sub(value, 1, #SEAL_MAGIC) ~= SEAL_MAGIC then return nil end
+  -- The first byte tells it mostly, and makes no new string.
+  if string.byte(value) ~= SEAL_BYTE or string.sub(value, 1, #SEAL_MAGIC) ~= SEAL_MAGIC then return nil end
   local key_start = #SEAL_MAGIC + 2
   local key_length = string.byte(value, key_start - 1) or 0
   local header_bytes = key_start - 1 + key_length + SEAL_NONCE_BYTES

@@ -6,7 +6,7 @@
 -- that their outputs may take) the waiting and the running ones. Each counter exists per tenant as well.
 local COUNTERS = { 'jobs', 'bytes', 'tokens', 'unfinished', 'reserved' }
 
--- What this script has changed and not written yet: an id, a field and an amount, one after another.
+-- What this script has changed and not written yet: amounts by field, by the id of the job.
 local usage_changes = {}
 -- Fields that it has read since it last wrote.
 local usage_values = {}
@@ -19,14 +19,17 @@ local function queue_tokens_field(queue) return 'queue_tokens:' .. queue end
 
 -- Read those of these fields that are not known yet, and the progress of a recount with them.
 local function read_usage(fields)
-  local missing = {}
-  for _, field in ipairs(fields) do
-    if not usage_values[field] then missing[#missing + 1] = field end
+  local missing, num_missing = {}, 0
+  for i = 1, #fields do
+    if not usage_values[fields[i]] then
+      num_missing = num_missing + 1
+      missing[num_missing] = fields[i]
+    end
   end
-  if #missing == 0 then return end
+  if num_missing == 0 then return end
   local values = redis.call('HMGET', USAGE, 'recount', unpack(missing))
   usage_values.recount = values[1]
-  for i, field in ipairs(missing) do usage_values[field] = finite(values[i + 1], 0) end
+  for i = 1, num_missing do usage_values[missing[i]] = finite(values[i + 1], 0) end
 end
 
 -- All counters, by field, with those of a tenant (`jobs:<tenant>`), and what a job of a queue changes besides.
@@ -59,58 +62,104 @@ local function is_recounted(progress, id)
   return false
 end
 
--- Add amounts to fields of a hash of counters, by field. One that becomes 0 is removed. `known` holds their values.
-local function add_to_counters(key, amounts, known)
-  local fields, written, empty = {}, {}, {}
-  for field in pairs(amounts) do fields[#fields + 1] = field end
-  local values = known or redis.call('HMGET', key, unpack(fields))
-  for i, field in ipairs(fields) do
-    local value = (known and known[field] or finite(values[i], 0)) + amounts[field]
+-- Add amounts, by name, to a hash of counters. One that becomes 0 is removed. `names` are from `counter_names`, and
+-- `values` has what they hold.
+local function write_counters(key, names, values, amounts)
+  local written, num_written, empty = {}, 0, nil
+  for i = 2, #names do
+    local name = names[i]
+    local amount = amounts[name]
+    local value = finite(values[i], 0) + amount
     if value == 0 then
-      empty[#empty + 1] = field
-    elseif amounts[field] ~= 0 then
-      written[#written + 1] = field
-      written[#written + 1] = value
+      empty = empty or {}
+      empty[#empty + 1] = name
+    elseif amount ~= 0 then
+      written[num_written + 1], written[num_written + 2] = name, value
+      num_written = num_written + 2
     end
   end
-  if #written > 0 then redis.call('HSET', key, unpack(written)) end
-  if #empty > 0 then redis.call('HDEL', key, unpack(empty)) end
+  if num_written > 0 then redis.call('HSET', key, unpack(written)) end
+  if empty then redis.call('HDEL', key, unpack(empty)) end
+end
+
+-- The field with the progress of a recount, and then the names of some amounts.
+local function counter_names(amounts)
+  local names, num_names = { 'recount' }, 1
+  for name in pairs(amounts) do
+    num_names = num_names + 1
+    names[num_names] = name
+  end
+  return names
+end
+
+-- The same for counters of a recount.
+-- @rare
+local function add_to_counters(key, amounts)
+  local names = counter_names(amounts)
+  write_counters(key, names, redis.call('HMGET', key, unpack(names)), amounts)
+end
+
+-- What counters with these names hold, which this script may have read already.
+local function counter_values(names)
+  local values = {}
+  for i = 1, #names do
+    values[i] = usage_values[names[i]]
+    if values[i] == nil then return redis.call('HMGET', USAGE, unpack(names)) end
+  end
+  return values
+end
+
+-- Add changes also to the new counters of a recount, as far as those hold the jobs already.
+-- @rare
+local function write_recounted(changes, progress)
+  local recounted = {}
+  for id, amounts in pairs(changes) do
+    if is_recounted(progress, id) then
+      for field, amount in pairs(amounts) do recounted[field] = (recounted[field] or 0) + amount end
+    end
+  end
+  if next(recounted) then add_to_counters(RECOUNT, recounted) end
+end
+
+-- The sums of changes, by field.
+local function sum_changes(changes)
+  local first, sums = next(changes)
+  if not next(changes, first) then return sums end -- of one job, as mostly
+  sums = {}
+  for _, amounts in pairs(changes) do
+    for field, amount in pairs(amounts) do sums[field] = (sums[field] or 0) + amount end
+  end
+  return sums
 end
 
 -- Write all changes in two or three commands; also to the new counters, if those hold the jobs already. The jobs must
 -- be in an index of states. `guard_job` does this after each job; a script that changes counters elsewhere does it
 -- itself.
 local function write_usage()
-  if #usage_changes == 0 then
+  if not next(usage_changes) then
+    if not next(usage_values) then return end
     usage_values = {} -- a recount may replace the counters before the next change
     return
   end
-  local changes, sums, fields = usage_changes, {}, {}
+  local changes = usage_changes
   usage_changes = {}
-  for i = 1, #changes, 3 do
-    local field = changes[i + 1]
-    if not sums[field] then fields[#fields + 1] = field end
-    sums[field] = (sums[field] or 0) + changes[i + 2]
-  end
-  read_usage(fields)
-  local known = usage_values
+  local sums = sum_changes(changes)
+  local names = counter_names(sums)
+  local values = counter_values(names)
   usage_values = {}
-  add_to_counters(USAGE, sums, known)
-  local progress = known.recount and parse_recount(known.recount)
-  if not progress then return end
-  local recounted, is_in_new = {}, {}
-  for i = 1, #changes, 3 do
-    local id, field = changes[i], changes[i + 1]
-    if is_in_new[id] == nil then is_in_new[id] = is_recounted(progress, id) end
-    if is_in_new[id] then recounted[field] = (recounted[field] or 0) + changes[i + 2] end
-  end
-  if next(recounted) then add_to_counters(RECOUNT, recounted) end
+  write_counters(USAGE, names, values, sums)
+  local progress = values[1] and parse_recount(values[1])
+  if progress then write_recounted(changes, progress) end
 end
 
 local function add_to_field(id, field, amount)
   if amount == 0 then return end
-  local n = #usage_changes
-  usage_changes[n + 1], usage_changes[n + 2], usage_changes[n + 3] = id, field, amount
+  local amounts = usage_changes[id]
+  if not amounts then
+    amounts = {}
+    usage_changes[id] = amounts
+  end
+  amounts[field] = (amounts[field] or 0) + amount
 end
 
 -- Add to a counter of all tenants and to that of one.
@@ -140,9 +189,7 @@ local function load_under_way(tenant, queue)
   local field = under_way_field(tenant, queue)
   read_usage({ field })
   local sum = usage_values[field]
-  for i = 1, #usage_changes, 3 do
-    if usage_changes[i + 1] == field then sum = sum + usage_changes[i + 2] end
-  end
+  for _, amounts in pairs(usage_changes) do sum = sum + (amounts[field] or 0) end
   return sum
 end
 
