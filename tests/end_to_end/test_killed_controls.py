@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import signal
-import subprocess
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,7 @@ from batchmill.producer.store.adapters import RegisteredAdapter, register_adapte
 from batchmill.producer.store.job_store import JobStore
 
 from ..support.chat_model import save_chat_model
-from ..support.processes import CLI, killed_process, wait_until
+from ..support.processes import CLI, Process, killed_process, wait_until
 from ..support.steering import directions, write_gguf
 
 TEMPLATE = (
@@ -49,9 +48,7 @@ KINDS: dict[str, dict[str, Any]] = {
 }
 
 
-def worker(
-    url: str, model: Path, vectors: Path, log: Path
-) -> AbstractContextManager[subprocess.Popen[bytes]]:
+def worker(url: str, model: Path, vectors: Path, log: Path) -> AbstractContextManager[Process]:
     """Run a worker with the tiny model; kill it at the end."""
     environment = {
         **{f"BATCHMILL_{name.upper()}": str(value) for name, value in CONFIG.items()},

@@ -9,7 +9,6 @@ from __future__ import annotations
 import importlib.util
 import json
 import signal
-import subprocess
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -26,7 +25,7 @@ from batchmill.producer.store.job_store import JobStore
 from ..structure.public_interface import ROOT
 from ..support.adapters import DEMO_MODULES, write_adapter
 from ..support.pictures import decoded, png
-from ..support.processes import CLI, killed_process, wait_until
+from ..support.processes import CLI, Process, killed_process, wait_until
 from ..worker.command_line import call
 
 #: Of each half of the test: both begin with the start of a worker, which takes long.
@@ -79,7 +78,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def worker(
     url: str, name: str, model: Path, adapters: Path, log: Path
-) -> AbstractContextManager[subprocess.Popen[bytes]]:
+) -> AbstractContextManager[Process]:
     """Run a worker with the model and the adapters; kill it at the end."""
     environment = {
         **{f"BATCHMILL_{name.upper()}": str(value) for name, value in CONFIG.items()},

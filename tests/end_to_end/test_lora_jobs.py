@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import signal
-import subprocess
 from contextlib import AbstractContextManager, closing
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,7 @@ from batchmill.worker.cli.errors import ExitCode
 
 from ..engine.tiny_model import save_model
 from ..support.adapters import write_adapter
-from ..support.processes import CLI, killed_process, wait_until
+from ..support.processes import CLI, Process, killed_process, wait_until
 from ..worker.command_line import call
 
 NUM_TOKENS = 120
@@ -33,9 +32,7 @@ def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def worker(
-    url: str, model: Path, adapters: Path, log: Path
-) -> AbstractContextManager[subprocess.Popen[bytes]]:
+def worker(url: str, model: Path, adapters: Path, log: Path) -> AbstractContextManager[Process]:
     """Run a worker with the tiny model; kill it at the end."""
     environment = {
         **{f"BATCHMILL_{name.upper()}": str(value) for name, value in CONFIG.items()},

@@ -6,7 +6,6 @@ import json
 import os
 import re
 import signal
-import subprocess
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
@@ -22,7 +21,7 @@ from batchmill.producer.store.job_store import JobStore
 from batchmill.worker.demo.prompts import demo_prompts
 
 from ..conftest import RedisServer
-from ..support.processes import CLI, killed_process, wait_until
+from ..support.processes import CLI, Process, killed_process, wait_until
 from ..worker.command_line import call, error_of
 
 #: Four for each kind of controls.
@@ -74,9 +73,7 @@ def texts() -> list[list[str]]:
     return [[each.text for each in output.completions] for output in outputs]
 
 
-def worker(
-    url: str, name: str, log: Path, **settings: str
-) -> AbstractContextManager[subprocess.Popen[bytes]]:
+def worker(url: str, name: str, log: Path, **settings: str) -> AbstractContextManager[Process]:
     """Run a worker with the demo model; kill it at the end."""
     environment = WORKER | settings
     environment |= {"BATCHMILL_BROKER_URL": url, "BATCHMILL_WORKER_NAME": name}

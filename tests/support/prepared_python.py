@@ -28,6 +28,16 @@ _READ_AT_START = ("GLIBC", "LD_", "MALLOC", "OMP_", "PYTHON")
 #: Those among them that the server takes care of, or that only matter for imports.
 _HARMLESS = {"PYTHONSAFEPATH", "PYTHONUNBUFFERED", "PYTHONDONTWRITEBYTECODE"}
 
+#: What every worker and gateway does the same at its start.
+_PREPARATION = """
+import batchmill.worker.cli.main
+import batchmill.worker.consumer.run_worker
+import batchmill.worker.gateway.server
+from batchmill.producer.protocol.scripts import SCRIPT_NAMES, script_source
+for name in SCRIPT_NAMES:
+    script_source(name)
+"""
+
 
 class PreparedProcess:
     """A started program, with what the tests use of `subprocess.Popen`."""
@@ -136,9 +146,9 @@ class PreparedPython:
 
 
 @cache
-def prepared_python(preparation: str) -> PreparedPython:
-    """Return this test process' server with a preparation."""
-    server = PreparedPython(preparation)
+def prepared_python() -> PreparedPython:
+    """Return this test process' server for workers and gateways."""
+    server = PreparedPython(_PREPARATION)
     atexit.register(server.close)
     return server
 

@@ -17,6 +17,10 @@ from pathlib import Path
 
 from batchmill.producer.store.job_store import JobStore
 
+from .prepared_python import PreparedProcess, prepared_python
+
+Process = subprocess.Popen[bytes] | PreparedProcess
+
 DEADLINE_S = 120
 #: Settings of a worker that needs no model.
 STUB = {"BATCHMILL_ENGINE": "stub", "PYTHONSAFEPATH": "1", "PYTHONUNBUFFERED": "1"}
@@ -48,9 +52,7 @@ def run(*arguments: str, environment: Mapping[str, str], cwd: Path | None = None
 
 
 @contextmanager
-def process(
-    *arguments: str, environment: Mapping[str, str], log: Path
-) -> Iterator[subprocess.Popen[bytes]]:
+def process(*arguments: str, environment: Mapping[str, str], log: Path) -> Iterator[Process]:
     """Run Python beside the test with its output in a file; end it with SIGTERM."""
     child = _start(*arguments, environment=environment, log=log)
     try:
@@ -66,9 +68,7 @@ def process(
 
 
 @contextmanager
-def killed_process(
-    *arguments: str, environment: Mapping[str, str], log: Path
-) -> Iterator[subprocess.Popen[bytes]]:
+def killed_process(*arguments: str, environment: Mapping[str, str], log: Path) -> Iterator[Process]:
     """Run Python beside the test with its output in a file; kill it at the end."""
     child = _start(*arguments, environment=environment, log=log)
     try:
@@ -78,7 +78,11 @@ def killed_process(
         child.wait()
 
 
-def _start(*arguments: str, environment: Mapping[str, str], log: Path) -> subprocess.Popen[bytes]:
+def _start(*arguments: str, environment: Mapping[str, str], log: Path) -> Process:
+    if arguments[:3] in ((*CLI, "worker"), (*CLI, "gateway")):
+        return prepared_python().start(
+            *arguments, environment={**os.environ, **environment}, log=log
+        )
     with log.open("wb") as output:
         return subprocess.Popen(
             [sys.executable, *arguments],

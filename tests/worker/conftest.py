@@ -32,13 +32,6 @@ _RUN = (
     "import sys; from batchmill.worker.consumer.run_worker import run_worker; "
     "from batchmill.worker.settings import WorkerSettings; sys.exit(run_worker(WorkerSettings()))"
 )
-#: What every worker does the same at its start.
-_PREPARATION = """
-import batchmill.worker.consumer.run_worker, batchmill.worker.settings
-from batchmill.producer.protocol.scripts import SCRIPT_NAMES, script_source
-for name in SCRIPT_NAMES:
-    script_source(name)
-"""
 
 
 class WorkerProcess:
@@ -51,8 +44,9 @@ class WorkerProcess:
         self.log_path = log_path
         self.process: subprocess.Popen[bytes] | PreparedProcess
         if program == _RUN:
-            python = prepared_python(_PREPARATION)
-            self.process = python.start("-c", program, environment=environment, log=log_path)
+            self.process = prepared_python().start(
+                "-c", program, environment=environment, log=log_path
+            )
             return
         with log_path.open("wb") as log:
             self.process = subprocess.Popen(

@@ -83,7 +83,6 @@ def built_twice(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[st
     return folder, [out for out, _ in results]
 
 
-@pytest.mark.nightly
 def test_two_processes_that_build_at_once_share_one_library(
     built_twice: tuple[Path, list[str]],
 ) -> None:
@@ -104,6 +103,25 @@ def test_a_library_built_ahead_of_time_needs_no_compiler(
 
 
 def test_a_built_library_is_used_again(
+    built_twice: tuple[Path, list[str]],
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    caplog.set_level("INFO")
+    folder, printed = built_twice
+    built = Path(printed[0].strip())
+    assert find_built(best_isa(), folder) == built
+    built_at = built.stat().st_mtime_ns
+    assert build_library(best_isa(), folder) == built
+    assert built.stat().st_mtime_ns == built_at  # not compiled again
+    assert caplog.records == []
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert find_built(best_isa(), folder) == built
+
+
+@pytest.mark.nightly
+def test_the_baseline_library_is_built_and_said_once(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     caplog.set_level("INFO")

@@ -6,7 +6,6 @@ import json
 import os
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -19,6 +18,7 @@ from openai import OpenAI
 from batchmill.producer.store.api_keys import create_api_key
 
 from ...conftest import RedisServer
+from ...support.prepared_python import prepared_python
 from ...support.processes import CLI
 from ..conftest import Mill, WorkerProcess
 
@@ -36,13 +36,9 @@ class Gateway:
         values: dict[str, object] = {"broker_url": broker_url, "gateway_port": 0, **settings}
         kept = {name: value for name, value in os.environ.items() if name[:10] != "BATCHMILL_"}
         given = {f"BATCHMILL_{name.upper()}": str(value) for name, value in values.items()}
-        with log_path.open("wb") as log:
-            self.process = subprocess.Popen(
-                [sys.executable, *CLI, "gateway", "--json"],
-                env=kept | given,
-                stdout=log,
-                stderr=log,
-            )
+        self.process = prepared_python().start(
+            *CLI, "gateway", "--json", environment=kept | given, log=log_path
+        )
         self.url = self._wait_for_url()
 
     @property
