@@ -115,6 +115,7 @@ class PreparedPython:
             "folder": os.getcwd(),
             "log": str(log),
         }
+        log.write_bytes(b"")  # there is a log to read as soon as this returns
         with self._lock:
             self._channel.sendall(json.dumps(request).encode() + b"\n")
             while "pid" not in (reply := self._read()):

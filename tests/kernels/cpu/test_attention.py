@@ -12,6 +12,7 @@ from torch import Tensor
 
 from batchmill.kernels.cpu.isa import Isa
 
+from ...support.products import each_value_by_day, named
 from .attention_batch import AttentionBatch
 from .checks import assert_near, dtypes, isas, library
 
@@ -33,8 +34,12 @@ MIXED = [(1, 40), (7, 7), (20, 64), (77, 130), (1, 1), (3, 200)]
 
 @isas
 @dtypes
-@pytest.mark.parametrize("window", [None, 1, 70])
-@pytest.mark.parametrize("heads", [(9, 3, 64), (8, 1, 80), (4, 4, 96), (14, 2, 128), (2, 1, 256)])
+@pytest.mark.parametrize(
+    ("heads", "window"),
+    each_value_by_day(
+        named((9, 3, 64), (8, 1, 80), (4, 4, 96), (14, 2, 128), (2, 1, 256)), named(None, 1, 70)
+    ),
+)
 def test_attention_equals_the_reference(
     isa: Isa, dtype: torch.dtype, window: int | None, heads: tuple[int, int, int]
 ) -> None:
@@ -44,8 +49,9 @@ def test_attention_equals_the_reference(
 
 
 @isas
-@pytest.mark.parametrize("head_dim", [37, 64, 128])
-@pytest.mark.parametrize("group", range(1, 10))
+@pytest.mark.parametrize(
+    ("group", "head_dim"), each_value_by_day(named(*range(1, 10)), named(37, 64, 128))
+)
 def test_attention_serves_every_group_size(isa: Isa, group: int, head_dim: int) -> None:
     """Up to eight rows of 64 or 128 bf16 numbers are not packed; all others are."""
     for dtype in (torch.float32, torch.bfloat16):
@@ -91,8 +97,10 @@ SHARED = {
 
 @isas
 @dtypes
-@pytest.mark.parametrize("heads", [(9, 3, 64), (8, 1, 80), (4, 4, 128)])
-@pytest.mark.parametrize("shared", SHARED.values(), ids=SHARED)
+@pytest.mark.parametrize(
+    ("shared", "heads"),
+    each_value_by_day(SHARED, named((9, 3, 64), (8, 1, 80), (4, 4, 128))),
+)
 def test_sequences_that_share_their_first_blocks_read_them_together(
     isa: Isa, dtype: torch.dtype, heads: tuple[int, int, int], shared: dict[int, tuple[int, int]]
 ) -> None:
@@ -177,9 +185,14 @@ def own_rows(batch: AttentionBatch, cache: Tensor, row: int, num_own: int) -> It
 
 @isas
 @dtypes
-@pytest.mark.parametrize("num_heads", [2, 6])  # 4 rows of a kv head in the shared task, and 12
-@pytest.mark.parametrize("num_own", [1, 2, 17, 70])
-@pytest.mark.parametrize("what", ["query", "keys", "values"])
+@pytest.mark.parametrize(
+    ("num_own", "what", "num_heads"),
+    each_value_by_day(
+        named(1, 2, 17, 70),
+        named("query", "keys", "values"),
+        named(2, 6),  # 4 rows of a kv head in the shared task, and 12
+    ),
+)
 def test_numbers_that_are_not_finite_affect_their_sequence_only(
     isa: Isa, dtype: torch.dtype, num_heads: int, num_own: int, what: str
 ) -> None:

@@ -9,6 +9,7 @@ import torch
 
 from batchmill.kernels.reference.lora import LoraPair, LoraRows, add_lora_reference
 
+from ...support.products import each_value_by_day
 from ..lora_groups import SHAPES, Shape, make_groups, make_tiles, wide
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -21,6 +22,10 @@ os.environ.pop("TRITON_INTERPRET", None)
 
 #: Of results of order 1: rounding of the first product and of the result.
 TOLERANCES = {torch.float32: 2e-5, torch.float16: 8e-3, torch.bfloat16: 6e-2}
+
+CASES = pytest.mark.parametrize(
+    ("shape", "dtype"), each_value_by_day(SHAPES, {str(dtype): dtype for dtype in TOLERANCES})
+)
 
 
 @pytest.fixture(autouse=True)
@@ -36,8 +41,7 @@ def moved(groups: list[LoraRows]) -> list[LoraRows]:
     ]
 
 
-@pytest.mark.parametrize("dtype", TOLERANCES, ids=str)
-@pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
+@CASES
 def test_contributions_equal_the_reference(shape: Shape, dtype: torch.dtype) -> None:
     out, x, groups = make_groups(shape, dtype)
     before, want = out.clone(), out.float()
@@ -51,8 +55,7 @@ def test_contributions_equal_the_reference(shape: Shape, dtype: torch.dtype) -> 
     assert torch.equal(got.cpu()[others], before[others])
 
 
-@pytest.mark.parametrize("dtype", TOLERANCES, ids=str)
-@pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
+@CASES
 def test_tiles_give_what_groups_give(shape: Shape, dtype: torch.dtype) -> None:
     out, x, groups = make_groups(shape, dtype)
     before, want = out.clone(), out.float()
