@@ -65,7 +65,11 @@ _FIELDS: Final[Mapping[str, _Kind]] = {
     "sliding_window": _COUNT,
     **dict.fromkeys(("num_experts", "num_local_experts", "num_experts_per_tok"), _COUNT),
     **dict.fromkeys(("moe_intermediate_size", "decoder_sparse_step"), _COUNT),
-    "rms_norm_eps": _SHARE,
+    **dict.fromkeys(("n_routed_experts", "n_shared_experts", "first_k_dense_replace"), _COUNT),
+    **dict.fromkeys(("moe_k", "moe_num_shared_experts", "shared_expert_intermediate_size"), _COUNT),
+    **dict.fromkeys(("moe_num_experts", "moe_layer_start_index"), _COUNT),
+    **dict.fromkeys(("n_group", "topk_group", "moe_layer_interval"), _SIZE),
+    **dict.fromkeys(("rms_norm_eps", "routed_scaling_factor", "moe_norm_min"), _SHARE),
     **dict.fromkeys(("query_pre_attn_scalar", "rope_theta"), _POSITIVE),
     "model_type": _NAME,
     **dict.fromkeys(("architectures", "layer_types"), _NAMES),
@@ -85,6 +89,10 @@ _RELATIONS: Final = (
     ("num_key_value_heads", "divide", "num_attention_heads"),
     ("num_experts_per_tok", "not exceed", "num_local_experts"),
     ("num_experts_per_tok", "not exceed", "num_experts"),
+    ("num_experts_per_tok", "not exceed", "n_routed_experts"),
+    ("n_group", "divide", "n_routed_experts"),
+    ("topk_group", "not exceed", "n_group"),
+    ("moe_k", "not exceed", "moe_num_experts"),
 )
 
 

@@ -252,13 +252,39 @@ def _expert_places(
 ) -> Iterator[tuple[str, Tensor | None]]:
     yield f"{names.mixture}.{names.router}.weight", weights.router
     yield f"{names.mixture}.{names.router}.bias", weights.router_bias
+    correction = weights.correction
+    if correction is not None and names.correction_is_row:
+        correction = correction[None]
+    yield names.correction, correction
+    yield f"{names.shared_gate}.weight", weights.shared_gate
+    if weights.shared is not None:
+        yield from _shared_places(names.shared, weights.shared)
     if names.joins_experts:
         yield from _joined_places(f"{names.mixture}.experts", weights)
+        return
+    if names.stacked_experts:
+        gate_up_name, down_name = names.stacked_experts
+        yield f"{names.mixture}.{gate_up_name}.weight", _stacked(weights.gate_up)
+        yield f"{names.mixture}.{down_name}.weight", _stacked(weights.down)
         return
     for index, (gate_up, down) in enumerate(zip(weights.gate_up, weights.down, strict=True)):
         parts = (*allocated(gate_up).chunk(2), allocated(down))
         for name, part in zip(names.expert, parts, strict=True):
             yield f"{names.mixture}.experts.{index}.{name}.weight", part
+
+
+def _shared_places(prefix: str, weights: DenseWeights) -> Iterator[tuple[str, Tensor | None]]:
+    yield f"{prefix}.down_proj.weight", allocated(weights.down)
+    yield f"{prefix}.down_proj.bias", weights.down_bias
+    gate_up, names = allocated(weights.gate_up), (f"{prefix}.gate_proj", f"{prefix}.up_proj")
+    sizes = [len(gate_up) // 2] * 2
+    yield from _parts(names, "weight", gate_up, sizes)
+    yield from _parts(names, "bias", weights.gate_up_bias, sizes)
+
+
+def _stacked(matrices: Tensor | list[Matrix]) -> Tensor:
+    assert isinstance(matrices, Tensor), "allocate_weights has stacked them"
+    return matrices
 
 
 def _joined_places(prefix: str, weights: ExpertWeights) -> Iterator[tuple[str, Tensor | None]]:

@@ -157,6 +157,20 @@ FAMILIES: Mapping[str, Family] = {
     "Qwen2ForCausalLM": Family(llama_like.qwen2),
     "Qwen3ForCausalLM": Family(llama_like.qwen3),
     "Qwen3MoeForCausalLM": Family(mixtures.qwen3_moe),
+    "Qwen2MoeForCausalLM": Family(mixtures.qwen2_moe, WeightNames(shared="mlp.shared_expert")),
+    "Glm4MoeForCausalLM": Family(mixtures.glm4_moe, partial_rotary=True),
+    "Ernie4_5_MoeForCausalLM": Family(
+        mixtures.ernie4_5_moe,
+        WeightNames(correction="mlp.moe_statics.e_score_correction_bias", correction_is_row=True),
+    ),
+    "GraniteMoeForCausalLM": Family(
+        mixtures.granite_moe,
+        WeightNames(
+            mixture="block_sparse_moe",
+            router="router.layer",
+            stacked_experts=("input_linear", "output_linear"),
+        ),
+    ),
     "MixtralForCausalLM": Family(
         mixtures.mixtral, WeightNames(mixture="block_sparse_moe", expert=("w1", "w3", "w2"))
     ),

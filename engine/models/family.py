@@ -39,8 +39,16 @@ class WeightNames:
     mixture: str = "mlp"
     expert: tuple[str, str, str] = ("gate_proj", "up_proj", "down_proj")
     router: str = "gate"
+    #: The corrections of experts' scores, and the network of all tokens and its gate.
+    correction: str = "mlp.gate.e_score_correction_bias"
+    #: Whether the corrections are stored as a matrix of one row.
+    correction_is_row: bool = False
+    shared: str = "mlp.shared_experts"
+    shared_gate: str = "mlp.shared_expert_gate"
     #: Whether all experts are stored together, transposed, with gate and up in turns.
     joins_experts: bool = False
+    #: All experts' gates and ups, and their downs, if they are stored together as they are used.
+    stacked_experts: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,13 +12,14 @@ from torch import Tensor
 
 from batchmill.kernels.ops.clamped_swiglu import clamped_swiglu
 from batchmill.kernels.ops.dispatch import Backend
-from batchmill.kernels.ops.experts import combine_experts, route_experts
+from batchmill.kernels.ops.experts import combine_experts
 from batchmill.kernels.ops.fp8_fused import gated_activation_fp8
 from batchmill.kernels.ops.fp8_linear import takes_fp8_rows
 from batchmill.kernels.ops.gated_activation import gelu_and_mul, silu_and_mul
 from batchmill.kernels.ops.linear import Linear
-from batchmill.kernels.reference.experts import Routing, choose_experts
+from batchmill.kernels.reference.experts import Routing
 
+from .expert_choice import Router
 from .model_config import ExpertsConfig, ModelConfig
 from .weights import DenseWeights, ExpertWeights, Matrix
 
@@ -63,7 +64,9 @@ def build_feed_forward(
     activate = _activation(config, backend, is_fp8=is_fp8)
     assert config.experts is not None, "a sparse layer's configuration has experts"
     if is_plain and can_group(weights.gate_up, backend):
-        return GroupedExperts(weights, config.experts, activate, backend)
+        shared = _shared_network(weights, linear, activate)
+        return GroupedExperts(weights, config.experts, activate, backend, shared)
+    shared = _shared_network(weights, linear, activate)
     none = [None] * config.experts.num_experts
     parts = zip(
         weights.gate_up,
@@ -76,7 +79,24 @@ def build_feed_forward(
         GatedNetwork(linear(gate_up, gate_up_bias), linear(down, down_bias), activate)
         for gate_up, gate_up_bias, down, down_bias in parts
     ]
-    return ExpertMixture(weights.router, networks, config.experts, weights.router_bias)
+    return ExpertMixture(Router(weights, config.experts), networks, config.experts, shared)
+
+
+def _shared_network(
+    weights: ExpertWeights, linear: LinearFactory, activate: Callable[[Tensor], Any]
+) -> FeedForward | None:
+    """Return the network that computes every token beside the experts; None if there is none."""
+    if weights.shared is None:
+        return None
+    network = GatedNetwork(
+        linear(weights.shared.gate_up, weights.shared.gate_up_bias),
+        linear(weights.shared.down, weights.shared.down_bias),
+        activate,
+    )
+    gate = weights.shared_gate
+    if gate is None:
+        return network
+    return lambda x: network(x) * F.linear(x, gate).sigmoid()
 
 
 def can_group(weight: Tensor | list[Matrix], backend: Backend) -> bool:
@@ -130,31 +150,28 @@ class ExpertMixture:
 
     def __init__(
         self,
-        router: Tensor,
+        router: Router,
         networks: list[GatedNetwork],
         config: ExpertsConfig,
-        router_bias: Tensor | None = None,
+        shared: FeedForward | None = None,
     ) -> None:
         """Keep the experts.
 
         Args:
-            router: [num_experts, hidden].
+            router: Chooses the experts of a token.
             networks: The experts.
-            config: How many experts compute a token, and how they are weighted.
-            router_bias: [num_experts], or None.
+            config: How many experts compute a token.
+            shared: Computes every token beside them; None if there is none.
         """
         self._router = router
-        self._router_bias = router_bias
         self._networks = networks
         self._config = config
+        self._shared = shared
 
     def __call__(self, x: Tensor) -> Tensor:
         """Compute [num_tokens, hidden] from [num_tokens, hidden]."""
         num_chosen = self._config.num_experts_per_token
-        config = self._config
-        shares, chosen = choose_experts(
-            F.linear(x, self._router, self._router_bias), num_chosen, config.normalise_weights
-        )
+        shares, chosen = self._router.choose(x)
         chosen = chosen.flatten()
         order = chosen.argsort(stable=True)  # expert by expert, tokens in order
         counts = chosen.bincount(minlength=len(self._networks)).tolist()
@@ -164,7 +181,7 @@ class ExpertMixture:
         for network, row, share in zip(self._networks, rows, shares_of, strict=True):
             if len(row):
                 out.index_add_(0, row, network(x.index_select(0, row)) * share)
-        return out.to(x.dtype)
+        return out.to(x.dtype) if self._shared is None else out.to(x.dtype) + self._shared(x)
 
 
 class GroupedExperts:
@@ -182,6 +199,7 @@ class GroupedExperts:
         config: ExpertsConfig,
         activate_and_mul: Callable[[Tensor], Tensor],
         backend: Backend = "auto",
+        shared: FeedForward | None = None,
     ) -> None:
         """Keep the experts.
 
@@ -190,10 +208,12 @@ class GroupedExperts:
             config: How many experts compute a token, and how they are weighted.
             activate_and_mul: Applied between an expert's two products.
             backend: The backend of the routing and the sum.
+            shared: Computes every token beside the experts; None if there is none.
         """
         self._backend: Backend = backend
+        self._router = Router(weights, config)
+        self._shared = shared
         self._weights = weights
-        self._config = config
         self._activate_and_mul = activate_and_mul
 
     def __call__(self, x: Tensor) -> Tensor:
@@ -203,18 +223,14 @@ class GroupedExperts:
         gate_up, down = self._weights.gate_up, self._weights.down
         assert isinstance(gate_up, Tensor), "can_group has checked this"
         assert isinstance(down, Tensor), "it is stored as gate and up are"
-        routing = route_experts(
-            F.linear(x, self._weights.router, self._weights.router_bias),
-            self._config.num_experts_per_token,
-            normalise=self._config.normalise_weights,
-            backend=self._backend,
-        )
+        routing = self._router.route(x, self._backend)
         rows = x.index_select(0, routing.rows)
         wide = multiply(rows, gate_up.transpose(1, 2), offs=routing.ends)
         hidden = self._activate_and_mul(self._add_bias(wide, self._weights.gate_up_bias, routing))
         computed = multiply(hidden, down.transpose(1, 2), offs=routing.ends)
         computed = self._add_bias(computed, self._weights.down_bias, routing)
-        return combine_experts(computed, routing, backend=self._backend)
+        out = combine_experts(computed, routing, backend=self._backend)
+        return out if self._shared is None else out + self._shared(x)
 
     @staticmethod
     def _add_bias(rows: Tensor, bias: Tensor | None, routing: Routing) -> Tensor:

@@ -104,6 +104,27 @@ class ExpertsConfig(_Described):
     normalise_weights: bool
     #: Whether router and experts have biases.
     biases: bool = _later(False)
+    #: What makes scores of the router's outputs; the scores of the chosen experts are their shares.
+    score: Literal["softmax", "sigmoid"] = _later("softmax")
+    #: Whether a stored correction is added to the scores for the choice.
+    has_correction: bool = _later(False)
+    #: Groups of neighbouring experts, and how many of them a token may choose from.
+    num_groups: int = _later(1)
+    num_groups_per_token: int = _later(1)
+    #: Shares are divided by their sum, or by this number if the sum is less.
+    least_sum: float = _later(0.0)
+    #: Factor on shares.
+    share_factor: float = _later(1.0)
+    #: Inner size of a network that computes every token beside the experts; 0 if there is none.
+    shared_size: int = _later(0)
+    #: Whether the output of that network has a gate of its own.
+    gates_shared: bool = _later(False)
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether experts are chosen by a softmax alone, as our kernels do."""
+        is_softmax = self.score == "softmax" and not self.has_correction
+        return is_softmax and self.num_groups == 1 and self.share_factor == 1.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, repr=False)

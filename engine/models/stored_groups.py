@@ -43,18 +43,24 @@ class StoredGroups:
         network = layer.feed_forward
         changed: DenseWeights | ExpertWeights
         if isinstance(network, DenseWeights):
-            changed = replace(
-                network, gate_up=self._matrix(network.gate_up), down=self._matrix(network.down)
-            )
+            changed = self._dense(network)
         else:
             changed = replace(
-                network, gate_up=self._experts(network.gate_up), down=self._experts(network.down)
+                network,
+                gate_up=self._experts(network.gate_up),
+                down=self._experts(network.down),
+                shared=None if network.shared is None else self._dense(network.shared),
             )
         return replace(
             layer,
             qkv=self._matrix(layer.qkv),
             output=self._matrix(layer.output),
             feed_forward=changed,
+        )
+
+    def _dense(self, network: DenseWeights) -> DenseWeights:
+        return replace(
+            network, gate_up=self._matrix(network.gate_up), down=self._matrix(network.down)
         )
 
     def _experts(self, stacked: Tensor | list[Matrix]) -> list[Matrix]:

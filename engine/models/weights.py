@@ -60,6 +60,9 @@ class ExpertWeights:
         router_bias: [num_experts], or None.
         gate_up_bias: [num_experts, 2 * intermediate], or None.
         down_bias: [num_experts, hidden], or None.
+        correction: [num_experts] float32, added to scores for the choice of experts, or None.
+        shared: The network that computes every token beside the experts, or None.
+        shared_gate: [1, hidden], the gate of that network's output, or None.
     """
 
     router: Tensor
@@ -68,11 +71,15 @@ class ExpertWeights:
     router_bias: Tensor | None = None
     gate_up_bias: Tensor | None = None
     down_bias: Tensor | None = None
+    correction: Tensor | None = None
+    shared: DenseWeights | None = None
+    shared_gate: Tensor | None = None
 
     @property
     def matrices(self) -> list[Matrix]:
         """The matrices that activations are multiplied by, [out, in] each, without the router."""
-        return [*self.gate_up, *self.down]
+        shared = [] if self.shared is None else self.shared.matrices
+        return [*self.gate_up, *self.down, *shared]
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,6 +124,10 @@ class LayerWeights:
         """Return the layer on a device; tensors that are there already are not copied."""
         network = self.feed_forward
         moved = _on_device(network, (field.name for field in fields(network)), device)
+        if isinstance(network, ExpertWeights) and network.shared is not None:
+            shared = network.shared
+            on_device = _on_device(shared, (field.name for field in fields(shared)), device)
+            network = replace(network, shared=replace(shared, **on_device))
         network = replace(network, **moved)
         moved = _on_device(self, (field.name for field in fields(self)), device)
         return replace(self, feed_forward=network, **moved)
@@ -219,7 +230,8 @@ def weights_bytes(
         tensors.append(allocated(weights.head))
     for layer in weights.layers:
         network = layer.feed_forward
-        for owner in (layer, network):
+        shared = network.shared if isinstance(network, ExpertWeights) else None
+        for owner in (layer, network, *([] if shared is None else [shared])):
             parts = (getattr(owner, field.name) for field in fields(owner))
             tensors += [part for part in parts if isinstance(part, Tensor)]
     total = sum(tensor.nbytes for tensor in tensors)
@@ -253,14 +265,16 @@ def _allocate_layer(
         output_bias=empty(hidden) if config.output_bias else None,
         attention_output_norm=norm(hidden) if config.output_norms else None,
         post_attention_norm=norm(hidden) if config.input_norms else None,
-        feed_forward=_allocate_experts(config, empty) if sparse else _allocate_dense(config, empty),
+        feed_forward=_allocate_experts(config, empty)
+        if sparse
+        else _allocate_dense(config, config.intermediate_size, empty),
         feed_forward_output_norm=norm(hidden) if config.output_norms else None,
         sinks=empty(config.num_heads).float() if config.attention_sinks else None,
     )
 
 
-def _allocate_dense(config: ModelConfig, empty: _Allocate) -> DenseWeights:
-    hidden, inner = config.hidden_size, config.intermediate_size
+def _allocate_dense(config: ModelConfig, inner: int, empty: _Allocate) -> DenseWeights:
+    hidden = config.hidden_size
     return DenseWeights(
         gate_up=empty(2 * inner, hidden),
         gate_up_bias=empty(2 * inner) if config.mlp_bias else None,
@@ -281,4 +295,7 @@ def _allocate_experts(config: ModelConfig, empty: _Allocate) -> ExpertWeights:
         if experts.biases
         else None,
         down_bias=empty(experts.num_experts, hidden) if experts.biases else None,
+        correction=empty(experts.num_experts).float() if experts.has_correction else None,
+        shared=_allocate_dense(config, experts.shared_size, empty) if experts.shared_size else None,
+        shared_gate=empty(1, hidden) if experts.gates_shared else None,
     )

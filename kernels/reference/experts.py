@@ -27,12 +27,16 @@ def choose_experts(logits: Tensor, num_chosen: int, normalise: bool) -> tuple[Te
 
 def route_experts_reference(logits: Tensor, num_chosen: int, normalise: bool) -> Routing:
     """Compute `route_experts` in plain torch."""
-    shares, chosen = choose_experts(logits, num_chosen, normalise)
+    return order_rows(*choose_experts(logits, num_chosen, normalise), logits.shape[1])
+
+
+def order_rows(shares: Tensor, chosen: Tensor, num_experts: int) -> Routing:
+    """Order the rows of chosen experts, expert by expert; nothing is read on the host."""
     order = chosen.flatten().argsort(stable=True)  # expert by expert, tokens in order
-    experts = torch.arange(logits.shape[1], device=logits.device)
+    experts = torch.arange(num_experts, device=chosen.device)
     # `bincount` would wait for the size of its result.
     ends = torch.searchsorted(chosen.flatten()[order], experts, right=True).to(torch.int32)
-    return Routing(shares, order // num_chosen, order.argsort().view(chosen.shape), ends)
+    return Routing(shares, order // chosen.shape[1], order.argsort().view(chosen.shape), ends)
 
 
 def combine_experts_reference(computed: Tensor, places: Tensor, shares: Tensor) -> Tensor:

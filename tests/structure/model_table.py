@@ -106,15 +106,15 @@ and quantized on the GPU one by one. [Decision 0014](decisions/0014-fp8-weights.
 
 Weights that are stored in these formats are read one by one, unpacked in float32 and rounded once
 to the dtype; then they are computed as others are, and `BATCHMILL_QUANTIZATION` may quantize them
-again; `int4` keeps integers of 4 bits packed. Otherwise they need the memory of dense weights, and
-that of one weight more while they are read.
-Settings may differ between layers, and layers may be dense (`ignore`, `modules_to_not_convert`).
-Activations stay in the dtype: scales for them are ignored. So does the KV cache; with
-`BATCHMILL_KV_CACHE_DTYPE=fp8` it uses the scales of a checkpoint that has one for the keys and one
-for the values of each layer, and others (for each head, with zero points, of another format) are
-refused by name. The settings are part of a model's identity, so a job resumes only with the same
-ones. Only the native decoder's models
-may be stored so; a GGUF file is converted once, whatever its format.
+again; `int4` keeps integers of 4 bits packed, and `fp8` keeps eight-bit floats. Otherwise they need
+the memory of dense weights, and that of one weight more while they are read. Settings may differ
+between layers, and layers may be dense (`ignore`, `modules_to_not_convert`). Activations stay in
+the dtype: scales for them are ignored. So does the KV cache; with `BATCHMILL_KV_CACHE_DTYPE=fp8` it
+uses the scales of a checkpoint that has one for the keys and one for the values of each layer, and
+others (for each head, with zero points, of another format) are refused by name, as are all that
+belong to a model that transformers computes. The settings are part of a model's identity, so a job
+resumes only with the same ones. Only the native decoder's models may be stored so; a GGUF file is
+converted once, whatever its format.
 
 | stored as | `quant_method` | dense weights by | logits differ by |
 |---|---|---|---|

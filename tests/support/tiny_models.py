@@ -12,15 +12,18 @@ from transformers import (
     ArceeConfig,
     AutoModelForCausalLM,
     CwmConfig,
+    Ernie4_5_MoeConfig,
     Ernie4_5Config,
     Exaone4Config,
     Gemma3TextConfig,
     GemmaConfig,
     Glm4Config,
+    Glm4MoeConfig,
     GPT2Config,
     GPTNeoXConfig,
     GptOssConfig,
     GraniteConfig,
+    GraniteMoeConfig,
     GraniteSWAConfig,
     HunYuanDenseV1Config,
     LlamaConfig,
@@ -90,6 +93,7 @@ _LONGROPE: dict[str, Any] = {
 }
 _QWEN3_HEADS: dict[str, Any] = {"head_dim": 16}
 _EXPERTS: dict[str, Any] = {"num_experts": 6, "num_experts_per_tok": 2, "moe_intermediate_size": 40}
+_HALF_ROTATED: dict[str, Any] = {"head_dim": 16, "partial_rotary_factor": 0.5}
 _FULL, _SLIDING = "full_attention", "sliding_attention"
 _SIX_LAYERS = [_SLIDING, _SLIDING, _FULL, _SLIDING, _SLIDING, _FULL]
 
@@ -166,6 +170,38 @@ NATIVE: dict[str, PreTrainedConfig] = {
         decoder_sparse_step=2,
         norm_topk_prob=False,
         attention_bias=True,
+    ),
+    "Qwen2-MoE, shared expert": Qwen2MoeConfig(
+        **SIZES, **_EXPERTS, shared_expert_intermediate_size=40
+    ),
+    "GLM-4.5, first layer dense, groups of experts, shares scaled": Glm4MoeConfig(
+        **SIZES,
+        **_HALF_ROTATED,
+        use_qk_norm=True,
+        attention_bias=True,
+        moe_intermediate_size=40,
+        n_routed_experts=8,
+        num_experts_per_tok=3,
+        n_shared_experts=2,
+        n_group=4,
+        topk_group=2,
+        routed_scaling_factor=1.5,
+    ),
+    "ERNIE 4.5 MoE, first layer dense": Ernie4_5_MoeConfig(
+        **SIZES,
+        moe_intermediate_size=40,
+        moe_num_experts=6,
+        moe_k=2,
+        moe_num_shared_experts=2,
+    ),
+    "Granite MoE": GraniteMoeConfig(
+        **SIZES,
+        num_local_experts=6,
+        num_experts_per_tok=2,
+        embedding_multiplier=3.0,
+        attention_multiplier=0.3,
+        residual_multiplier=0.5,
+        logits_scaling=2.0,
     ),
     "gpt-oss": GptOssConfig(
         **SIZES,
@@ -259,9 +295,6 @@ OTHERS: dict[str, PreTrainedConfig] = {
     "Starcoder 2, sliding window": Starcoder2Config(
         **{key: value for key, value in SIZES.items() if key != "rms_norm_eps"}, sliding_window=9
     ),
-    "Qwen2-MoE, shared expert": Qwen2MoeConfig(
-        **SIZES, **_EXPERTS, shared_expert_intermediate_size=40
-    ),
 }
 ALL = NATIVE | OTHERS
 
@@ -280,6 +313,9 @@ def random_model(config: PreTrainedConfig, folder: Path) -> PreTrainedModel:
     with torch.no_grad():
         for name, weight in model.named_parameters():
             weight.normal_(centre if "norm" in name or "ln_" in name else 0.0, 0.2)
+        for name, buffer in model.named_buffers():
+            if name.endswith("e_score_correction_bias"):
+                buffer.normal_(0.0, 0.2)
     model.eval()
     model.save_pretrained(folder)
     save_tokenizer(folder)

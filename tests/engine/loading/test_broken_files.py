@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, LlamaConfig, MixtralConfig
+from transformers import AutoModelForCausalLM, Glm4MoeConfig, LlamaConfig, MixtralConfig
 
 from batchmill.engine.errors import EngineError, ModelLoadError
 from batchmill.engine.loading.loading import load_model
@@ -121,6 +121,14 @@ def test_more_experts_for_a_token_than_there_are_are_named(tmp_path: Path) -> No
     config = MixtralConfig(**SIZES, num_local_experts=2, num_experts_per_tok=3)
     config.save_pretrained(tmp_path)
     with pytest.raises(ModelLoadError, match="num_experts_per_tok is 3, but must not exceed"):
+        load(tmp_path)
+
+
+def test_groups_of_experts_that_are_not_equal_are_named(tmp_path: Path) -> None:
+    save_byte_tokenizer(tmp_path, [])
+    config = Glm4MoeConfig(**SIZES, n_routed_experts=8, n_group=3)
+    config.save_pretrained(tmp_path)
+    with pytest.raises(ModelLoadError, match="n_group is 3, but must divide n_routed_experts"):
         load(tmp_path)
 
 

@@ -1,18 +1,23 @@
-"""The two ways of computing a mixture of experts."""
+"""The two ways of computing a mixture of experts, and the choice of experts."""
 
 from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import cast
 
 import pytest
 import torch
 
+from batchmill.engine.models.expert_choice import Router, choose_corrected
 from batchmill.engine.models.feed_forward import (
     ExpertMixture,
     GatedNetwork,
     GroupedExperts,
+    build_feed_forward,
     can_group,
 )
-from batchmill.engine.models.model_config import ExpertsConfig
-from batchmill.engine.models.weights import ExpertWeights
+from batchmill.engine.models.model_config import ExpertsConfig, ModelConfig
+from batchmill.engine.models.weights import DenseWeights, ExpertWeights
 from batchmill.kernels.ops.gated_activation import silu_and_mul_reference
 from batchmill.kernels.ops.linear import dense_linear
 
@@ -36,8 +41,57 @@ def test_grouped_experts_compute_the_same_as_single_ones(
     ]
     x = torch.randn(num_tokens, hidden)
     grouped = GroupedExperts(weights, config, silu_and_mul_reference)(x)
-    one_by_one = ExpertMixture(weights.router, networks, config)(x)
+    one_by_one = ExpertMixture(Router(weights, config), networks, config)(x)
     torch.testing.assert_close(grouped, one_by_one, atol=1e-3, rtol=1e-5)
+
+
+def test_corrected_choices_and_shared_networks_are_the_same_in_groups() -> None:
+    torch.manual_seed(0)
+    num_experts, hidden, inner = 8, 16, 24
+    weights = ExpertWeights(
+        router=torch.randn(num_experts, hidden),
+        gate_up=torch.randn(num_experts, 2 * inner, hidden),
+        down=torch.randn(num_experts, hidden, inner),
+        correction=torch.randn(num_experts),
+        shared=DenseWeights(torch.randn(2 * inner, hidden), None, torch.randn(hidden, inner), None),
+        shared_gate=torch.randn(1, hidden),
+    )
+    experts = ExpertsConfig(
+        *(num_experts, 3, inner, True),
+        score="sigmoid",
+        has_correction=True,
+        num_groups=4,
+        num_groups_per_token=2,
+        share_factor=1.5,
+        shared_size=inner,
+        gates_shared=True,
+    )
+    config = cast("ModelConfig", SimpleNamespace(experts=experts, activation="silu"))
+    one_by_one = build_feed_forward(weights, config, dense_linear, "reference")
+    shared = cast("ExpertMixture", one_by_one)._shared
+    grouped = GroupedExperts(weights, experts, silu_and_mul_reference, "reference", shared)
+    x = torch.randn(23, hidden)
+    torch.testing.assert_close(grouped(x), one_by_one(x), atol=1e-3, rtol=1e-5)
+
+
+def test_a_correction_changes_the_choice_and_not_the_shares() -> None:
+    config = ExpertsConfig(4, 2, 8, True, score="sigmoid", has_correction=True)
+    logits = torch.tensor([[3.0, 2.0, 1.0, 0.0]])
+    shares, chosen = choose_corrected(logits, config, torch.tensor([-9.0, 0.0, 0.0, 5.0]))
+    assert chosen.tolist() == [[3, 1]]
+    scores = torch.sigmoid(logits[0, [3, 1]])
+    torch.testing.assert_close(shares[0], scores / scores.sum())
+
+
+def test_experts_come_from_the_groups_with_the_best_pairs() -> None:
+    config = ExpertsConfig(
+        *(6, 2, 8, False), score="sigmoid", num_groups=3, num_groups_per_token=1, share_factor=2.0
+    )
+    # The largest score is in the first group, the largest sum of two in the last.
+    logits = torch.tensor([[4.0, -9.0, 0.0, 0.0, 2.0, 3.0]])
+    shares, chosen = choose_corrected(logits, config, None)
+    assert chosen.tolist() == [[5, 4]]
+    torch.testing.assert_close(shares[0], 2 * torch.sigmoid(torch.tensor([3.0, 2.0])))
 
 
 def test_experts_are_grouped_on_a_cpu_only_by_request() -> None:

@@ -46,6 +46,10 @@ REFUSED = {
     "Qwen3-MoE": "is a mixture of experts",
     "Qwen3-MoE, some layers dense, biases, shares not normalised": "is a mixture of experts",
     "Mixtral": "is a mixture of experts",
+    "Qwen2-MoE, shared expert": "is a mixture of experts",
+    "GLM-4.5, first layer dense, groups of experts, shares scaled": "is a mixture of experts",
+    "ERNIE 4.5 MoE, first layer dense": "is a mixture of experts",
+    "Granite MoE": "is a mixture of experts",
     "gpt-oss": "is a mixture of experts",
 }
 COMPUTED = [name for name in NATIVE if name not in REFUSED]

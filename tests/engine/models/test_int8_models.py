@@ -44,7 +44,9 @@ def test_logits_of_every_family_stay_near_the_unquantized_ones(name: str, tmp_pa
     assert 0 < largest_error(make_runner(loaded.model), requests, want, [20, 13]) <= tolerance
 
 
-@pytest.mark.parametrize("name", ["Llama", "Mixtral", "Gemma 3 text", "GLM-4", "OLMo 3"])
+@pytest.mark.parametrize(
+    "name", ["Llama", "Mixtral", "Qwen2-MoE, shared expert", "Gemma 3 text", "GLM-4", "OLMo 3"]
+)
 def test_kernels_compute_the_same_as_plain_torch(name: str, tmp_path: Path) -> None:
     hf_model = random_model(NATIVE[name], tmp_path)
     config = read_model_config(hf_model.config.to_dict())

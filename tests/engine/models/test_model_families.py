@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from safetensors.torch import load_file, save_file
 from transformers import HunYuanDenseV1Config, PreTrainedModel
 
 from batchmill.engine import Engine, EngineConfig
@@ -119,3 +121,23 @@ def test_longrope_is_refused_beyond_its_training_context(
         )
         with pytest.raises(ConfigError, match=r"max_model_len is 65.*at most 64 tokens"):
             Engine(config, loaded=loaded)
+
+
+def test_a_layer_of_glm_that_predicts_further_tokens_is_ignored(tmp_path: Path) -> None:
+    config = NATIVE["GLM-4.5, first layer dense, groups of experts, shares scaled"]
+    hf_model = random_model(config, tmp_path)
+    stored = load_file(tmp_path / "model.safetensors")
+    last, extra = f"layers.{config.num_hidden_layers - 1}.", f"layers.{config.num_hidden_layers}."
+    stored |= {
+        name.replace(last, extra): weight.clone()
+        for name, weight in stored.items()
+        if f".{last}" in name
+    }
+    stored[f"model.{extra}eh_proj.weight"] = torch.ones(4, 8)
+    save_file(stored, tmp_path / "model.safetensors", metadata={"format": "pt"})
+
+    loaded = load_model(str(tmp_path), dtype="float32", device="cpu", model_impl="native")
+
+    requests = make_requests([7, 33], loaded.config.vocab_size)
+    want = full_logits(hf_model, requests)
+    assert largest_error(make_runner(loaded.model), requests, want, [40]) <= 1e-4
