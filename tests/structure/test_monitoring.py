@@ -96,6 +96,10 @@ def test_every_series_of_ours_is_on_the_dashboard_or_explained() -> None:
         *("batchmill_jobs_claimed_total", "batchmill_jobs_processed_total"),
         *("batchmill_request_time_per_output_token_seconds", "batchmill_request_params_n"),
         *("batchmill_objects_total", "batchmill_object_bytes_total"),  # without a store they stay 0
+        # Off by default: without `BATCHMILL_KV_HOST_BYTES` they stay 0.
+        *("batchmill_kv_host_bytes", "batchmill_kv_host_stored_blocks_total"),
+        *("batchmill_kv_host_restored_blocks_total", "batchmill_kv_host_evicted_blocks_total"),
+        "batchmill_kv_host_not_stored_blocks_total",
     }
     names = {series.name for group in CATALOGUE.values() for series in group}
     missing = {name for name in names if not re.search(rf"\b{name}(_bucket|_sum)?\b", shown)}
