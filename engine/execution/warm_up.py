@@ -10,6 +10,7 @@ import torch
 from batchmill.engine.memory.kv_cache import KVCache
 from batchmill.engine.models.model import Model
 from batchmill.engine.step.step_inputs import StepInputs
+from batchmill.kernels.every_size import launching_every_size
 from batchmill.kernels.ops.sample import sample
 
 _log = logging.getLogger(__name__)
@@ -20,8 +21,9 @@ def warm_up_kernels(model: Model, kv_cache: KVCache) -> None:
 
     Triton compiles a kernel at its first launch, which takes seconds for the large ones; the next
     process loads the compiled kernel from disk. The choice of kernels depends on the model, the
-    cache and the device, not on the number of requests or tokens in a step. So this step launches
-    every kernel that a step can launch. No key or value is written.
+    cache and the device. Where it also depends on the number of requests or tokens in a step, an op
+    launches all of them here. So this step launches every kernel that a step can launch. No key or
+    value is written.
 
     Args:
         model: Has its weights loaded.
@@ -46,7 +48,7 @@ def warm_up_kernels(model: Model, kv_cache: KVCache) -> None:
     )
     logits = torch.empty(2, model.config.vocab_size, dtype=torch.float32, device=device)
     ones = torch.ones(2, dtype=torch.float32, device=device)
-    with torch.inference_mode():
+    with torch.inference_mode(), launching_every_size():
         model.forward(inputs, kv_cache, logits)
         sample(logits, ones, int64(1, 1), ones, -ones, int64(0, 0), int64(0, 0))
     if device.type == "cuda":

@@ -12,16 +12,15 @@ from torch import Tensor
 
 from batchmill.kernels.ops.clamped_swiglu import clamped_swiglu
 from batchmill.kernels.ops.dispatch import Backend
-from batchmill.kernels.ops.experts import combine_experts
 from batchmill.kernels.ops.fp8_fused import gated_activation_fp8
 from batchmill.kernels.ops.fp8_linear import takes_fp8_rows
 from batchmill.kernels.ops.gated_activation import gelu_and_mul, silu_and_mul
 from batchmill.kernels.ops.linear import Linear
-from batchmill.kernels.reference.experts import Routing
 
 from .expert_choice import Router
+from .grouped_experts import GroupedExperts, can_group
 from .model_config import ExpertsConfig, ModelConfig
-from .weights import DenseWeights, ExpertWeights, Matrix
+from .weights import DenseWeights, ExpertWeights
 
 #: Makes a matrix product from a `Matrix` [out, in] and a bias. Only factories for "int4" get one
 #: that is not a tensor.
@@ -65,7 +64,8 @@ def build_feed_forward(
     assert config.experts is not None, "a sparse layer's configuration has experts"
     if is_plain and can_group(weights.gate_up, backend):
         shared = _shared_network(weights, linear, activate)
-        return GroupedExperts(weights, config.experts, activate, backend, shared)
+        folded = None if config.activation == "clamped_swiglu" else config.activation
+        return GroupedExperts(weights, config.experts, activate, backend, shared, folded=folded)
     shared = _shared_network(weights, linear, activate)
     none = [None] * config.experts.num_experts
     parts = zip(
@@ -97,21 +97,6 @@ def _shared_network(
     if gate is None:
         return network
     return lambda x: network(x) * F.linear(x, gate).sigmoid()
-
-
-def can_group(weight: Tensor | list[Matrix], backend: Backend) -> bool:
-    """Return whether torch multiplies by all experts in one call that reads nothing on the host.
-
-    On GPUs before compute capability 9.0, and in other dtypes than bfloat16, torch loops over the
-    experts on the host. `backend="triton"` skips that check, for tests without a GPU.
-    """
-    if _grouped_product() is None or not isinstance(weight, Tensor):
-        return False
-    if backend == "triton":
-        return True
-    if backend != "auto" or weight.device.type != "cuda" or weight.dtype != torch.bfloat16:
-        return False
-    return torch.cuda.get_device_capability(weight.device) >= (9, 0)
 
 
 class GatedNetwork:
@@ -182,69 +167,6 @@ class ExpertMixture:
             if len(row):
                 out.index_add_(0, row, network(x.index_select(0, row)) * share)
         return out.to(x.dtype) if self._shared is None else out.to(x.dtype) + self._shared(x)
-
-
-class GroupedExperts:
-    """The same mixture in two grouped matrix products, which read no length on the host.
-
-    A step with it can therefore be captured in a CUDA graph. Results are added in the order of the
-    experts of a token, without atomics: the same bits every time. With Triton a mixture launches
-    eight kernels: the router's product, two for the routing, a gather, two grouped products, the
-    activation between them, and the sum.
-    """
-
-    def __init__(
-        self,
-        weights: ExpertWeights,
-        config: ExpertsConfig,
-        activate_and_mul: Callable[[Tensor], Tensor],
-        backend: Backend = "auto",
-        shared: FeedForward | None = None,
-    ) -> None:
-        """Keep the experts.
-
-        Args:
-            weights: The router and all experts.
-            config: How many experts compute a token, and how they are weighted.
-            activate_and_mul: Applied between an expert's two products.
-            backend: The backend of the routing and the sum.
-            shared: Computes every token beside the experts; None if there is none.
-        """
-        self._backend: Backend = backend
-        self._router = Router(weights, config)
-        self._shared = shared
-        self._weights = weights
-        self._activate_and_mul = activate_and_mul
-
-    def __call__(self, x: Tensor) -> Tensor:
-        """Compute [num_tokens, hidden] from [num_tokens, hidden]."""
-        multiply = _grouped_product()
-        assert multiply is not None, "can_group has checked this"
-        gate_up, down = self._weights.gate_up, self._weights.down
-        assert isinstance(gate_up, Tensor), "can_group has checked this"
-        assert isinstance(down, Tensor), "it is stored as gate and up are"
-        routing = self._router.route(x, self._backend)
-        rows = x.index_select(0, routing.rows)
-        wide = multiply(rows, gate_up.transpose(1, 2), offs=routing.ends)
-        hidden = self._activate_and_mul(self._add_bias(wide, self._weights.gate_up_bias, routing))
-        computed = multiply(hidden, down.transpose(1, 2), offs=routing.ends)
-        computed = self._add_bias(computed, self._weights.down_bias, routing)
-        out = combine_experts(computed, routing, backend=self._backend)
-        return out if self._shared is None else out + self._shared(x)
-
-    @staticmethod
-    def _add_bias(rows: Tensor, bias: Tensor | None, routing: Routing) -> Tensor:
-        """Add to each row the bias of its expert, without a read on the host."""
-        if bias is None:
-            return rows
-        numbers = torch.arange(len(rows), dtype=torch.int32, device=rows.device)
-        return rows + bias.index_select(0, torch.searchsorted(routing.ends, numbers, right=True))
-
-
-def _grouped_product() -> Callable[..., Tensor] | None:
-    """Return torch's grouped matrix product, under its public or earlier private name, or None."""
-    found: Callable[..., Tensor] | None = getattr(F, "grouped_mm", None)
-    return found or getattr(torch, "_grouped_mm", None)
 
 
 def _activation(config: ModelConfig, backend: Backend, *, is_fp8: bool) -> Callable[[Tensor], Any]:

@@ -14,7 +14,7 @@ prints them):
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 #: Largest shared memory of one program, KiB; generations not listed have 99.
 _SHARED_KIB = {80: 163, 87: 163, 90: 227, 100: 227, 103: 227}
@@ -48,10 +48,12 @@ class PrefillTuning:
 
 @dataclass(frozen=True, slots=True)
 class AttentionTuning:
-    """Tiles of both kernels for one kind of model on one kind of GPU."""
+    """Tiles of the kernels for one kind of model on one kind of GPU."""
 
     decode: DecodeTuning
     prefill: PrefillTuning
+    #: Of the prefill kernel that divides keys.
+    split_prefill: PrefillTuning
 
 
 def shared_memory_kib(arch: int) -> int:
@@ -79,10 +81,12 @@ def attention_tuning(
             f"head_dim is {head_dim}, the triton attention kernels take at most 256: "
             "use backend='reference'"
         )
-    return AttentionTuning(
-        _decode_tuning(arch, head_dim, kv_bytes, block_size, group),
-        _prefill_tuning(arch, head_dim, kv_bytes, block_size),
-    )
+    prefill = _prefill_tuning(arch, head_dim, kv_bytes, block_size)
+    split_prefill = prefill
+    if arch >= 100 and head_dim > 128:  # wider tiles keep 168 bytes in memory beside the loop
+        split_prefill = replace(prefill, tile_tokens=min(prefill.tile_tokens, 32))
+    decode = _decode_tuning(arch, head_dim, kv_bytes, block_size, group)
+    return AttentionTuning(decode, prefill, split_prefill)
 
 
 def _decode_tuning(

@@ -304,7 +304,7 @@ def decode_attention(
     group = query.shape[1] // num_kv_heads
     if num_programs is None:
         num_programs = num_multiprocessors(query.device) * tuning.programs_per_sm
-    scratch = _split_scratch(num_programs, group, head_dim, query.device)
+    scratch = split_scratch(num_programs, group, head_dim, query.device)
     block_d = next_power_of_2(head_dim)
     _launch_decode_attention(
         (num_programs,),
@@ -331,11 +331,18 @@ _launch_decode_attention = CachedLaunch(decode_attention_kernel)
 _launch_merge_decode = CachedLaunch(merge_decode_kernel)
 
 
-def _split_scratch(
-    num_programs: int, group: int, head_dim: int, device: torch.device
+def split_scratch(
+    num_programs: int, num_rows: int, head_dim: int, device: torch.device
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Allocate `partial_out`, `partial_lse`, `split_pair` and `split_last` as one tensor."""
-    rows = 2 * num_programs * group
+    """Allocate `partial_out`, `partial_lse`, `split_pair` and `split_last` as one tensor.
+
+    Args:
+        num_programs: Programs, each of which has at most two partial results.
+        num_rows: Rows of a partial result.
+        head_dim: Numbers of a row.
+        device: Where the kernels run.
+    """
+    rows = 2 * num_programs * num_rows
     sizes = (rows * head_dim, rows, num_programs, num_programs)
     scratch = torch.empty(sum(sizes), dtype=torch.float32, device=device)
     partial_out, partial_lse, split_pair, split_last = scratch.split(sizes)

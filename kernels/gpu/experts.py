@@ -137,7 +137,7 @@ def route_experts_triton(logits: Tensor, num_chosen: int, normalise: bool) -> Ro
     _launch_order(
         (num_experts,), (routing.rows, routing.places, routing.ends, chosen),
         (num_tokens * num_chosen,),
-        NUM_CHOSEN=num_chosen, TILE=TILE, num_warps=4,
+        NUM_CHOSEN=num_chosen, TILE=TILE, num_warps=8,
     )  # fmt: skip
     return routing
 

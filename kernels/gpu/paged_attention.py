@@ -1,11 +1,14 @@
 """Triton backend of `paged_attention`: decode and prefill kernels over the same mixed batch.
 
-The decode kernel serves sequences with one query token, the prefill kernel the others; each finds
-its own sequences on the GPU and skips the rest. Both are launched unless the caller knows that the
-step only decodes: lengths are device data, and reading them would stop the pipeline.
+The decode kernel serves sequences with one query token, a prefill kernel the others; each finds its
+own sequences on the GPU and skips the rest. Both are launched unless the caller knows that the step
+only decodes: lengths are device data, and reading them would stop the pipeline. There are two
+prefill kernels: one for many query tokens, and one for so few that their programs would not fill
+the GPU, which divides the keys. Sizes that the host knows without reading decide between them.
 
-A sequence's result does not depend on the others in the batch, with one exception: they decide how
-decode divides it. That changes the last places of float32, before the output is rounded.
+A sequence's result does not depend on the others in the batch, with one exception: they decide
+whether and how its keys are divided. That changes the last places of float32, before the output is
+rounded.
 """
 
 from __future__ import annotations
@@ -13,13 +16,16 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from batchmill.kernels.every_size import launches_every_size
 from batchmill.kernels.reference.paged_attention_plan import AttentionPlan
 
 from .attention_tuning import AttentionTuning, attention_tuning
 from .decode_attention import decode_attention, decode_attention_kernel
 from .decode_plan import DecodePlan, plan_decode
-from .launch import architecture, check_device, check_fp8
-from .prefill_attention import prefill_attention
+from .launch import architecture, check_device, check_fp8, num_multiprocessors
+from .prefill_attention import prefill_attention, tile_rows_of
+from .prefill_plan import PrefillPlan, plan_prefill
+from .split_prefill import split_prefill_attention
 
 
 def plan_step(
@@ -68,12 +74,14 @@ def paged_attention_triton(
     v_scale: float = 1.0,
     tuning: AttentionTuning | None = None,
     num_programs: int | None = None,
+    num_prefill_programs: int | None = None,
 ) -> Tensor:
     """Compute `paged_attention`.
 
     A sequence of length 0 with one query (padding in a captured graph) yields zeros. `plan` may be
     a plan of `plan_step`, or the step's shared plan, in which the first layer stores one. `tuning`
-    replaces the tiles of `attention_tuning`, and `num_programs` the programs that share decode.
+    replaces the tiles of `attention_tuning`, `num_programs` the programs that share decode, and
+    `num_prefill_programs` those that share prefill, or would leave some of so many idle.
 
     Raises:
         ValueError: a tensor is not on a GPU or not contiguous, the GPU cannot read a float8 cache,
@@ -86,6 +94,7 @@ def paged_attention_triton(
     if q.numel() == 0:
         return out
     tuning = tuning or _shipped_tuning(k_cache, group=q.shape[1] // k_cache.shape[2])
+    shared = None if isinstance(plan, DecodePlan) else plan
     if not isinstance(plan, DecodePlan):
         plan = _shared_plan(plan, cu_seqlens_q, seq_lens, k_cache, window, tuning)
     if (plan.sliding_window, plan.tile_tokens) != (window or 0, tuning.decode.tile_tokens):
@@ -98,8 +107,47 @@ def paged_attention_triton(
     scales = (scale, k_scale, v_scale)
     decode_attention(*batch, *scales, plan, tuning.decode, sinks=sinks, num_programs=num_programs)
     if not plan.only_decodes:
-        prefill_attention(*batch, *scales, tuning.prefill, sliding_window=window or 0, sinks=sinks)
+        programs = num_prefill_programs or num_multiprocessors(q.device)
+        _attend_prompts(batch, scales, tuning, window or 0, sinks, shared, programs)
     return out
+
+
+def _attend_prompts(
+    batch: tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor],
+    scales: tuple[float, float, float],
+    tuning: AttentionTuning,
+    window: int,
+    sinks: Tensor | None,
+    shared: AttentionPlan | None,
+    num_programs: int,
+) -> None:
+    """Attend with all sequences of two or more queries, by the kernel that fills the GPU."""
+    _, q, k_cache, _, _, cu_seqlens_q, seq_lens = batch
+    num_kv_heads = k_cache.shape[2]
+    group = q.shape[1] // num_kv_heads
+    queries_per_tile = tile_rows_of(tuning.split_prefill, group) // group
+    # Without padding, at least so many programs of `prefill_attention` have work.
+    num_pairs = (len(q) - len(seq_lens)) // queries_per_tile * num_kv_heads
+    if num_pairs >= num_programs or launches_every_size():
+        prefill_attention(*batch, *scales, tuning.prefill, sliding_window=window, sinks=sinks)
+    if num_pairs < num_programs or launches_every_size():
+        plan = None if shared is None else shared.triton_prefill
+        if not isinstance(plan, PrefillPlan):
+            plan = plan_prefill(
+                *(cu_seqlens_q, seq_lens),
+                num_tokens=len(q),
+                queries_per_tile=queries_per_tile,
+                tile_tokens=tuning.split_prefill.tile_tokens,
+                sliding_window=window,
+            )
+        if shared is not None:
+            shared.triton_prefill = plan
+        split_prefill_attention(
+            *(*batch, *scales, plan, tuning.split_prefill),
+            num_programs=num_programs,
+            sliding_window=window,
+            sinks=sinks,
+        )
 
 
 def _shared_plan(

@@ -213,8 +213,7 @@ def prefill_attention(
     num_tokens, num_heads, head_dim = query.shape
     num_kv_heads = k_cache.shape[2]
     group = num_heads // num_kv_heads
-    # A group larger than the tile still needs one query per tile.
-    tile_rows = max(tuning.tile_rows, next_power_of_2(group))
+    tile_rows = tile_rows_of(tuning, group)
     num_seqs = seq_lens.shape[0]
     _launch_prefill_attention(
         (num_tokens // (tile_rows // group) + num_seqs, num_kv_heads),
@@ -227,6 +226,11 @@ def prefill_attention(
         UPCAST=interpreted(prefill_attention_kernel), PRECISION=dot_precision(query.dtype),
         num_warps=tuning.num_warps, num_stages=tuning.num_stages, enable_fp_fusion=True,
     )  # fmt: skip
+
+
+def tile_rows_of(tuning: PrefillTuning, group: int) -> int:
+    """Return the rows of a program: a group larger than the tuned tile needs those of a query."""
+    return max(tuning.tile_rows, next_power_of_2(group))
 
 
 _launch_prefill_attention = CachedLaunch(prefill_attention_kernel)

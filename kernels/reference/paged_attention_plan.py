@@ -93,6 +93,8 @@ class AttentionPlan:
         self.only_decodes = only_decodes
         #: The Triton backend's plan, stored here by the first layer that makes one.
         self.triton: object | None = None
+        #: Its plan of prompts, if a layer divides their keys.
+        self.triton_prefill: object | None = None
 
     @cached_property
     def decode(self) -> tuple[DecodeBucket, ...]:

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from batchmill.engine import SamplingParams
 from batchmill.kernels.ops.dispatch import Backend
+from batchmill.kernels.ops.expert_linear import multiply_experts
 from batchmill.kernels.ops.experts import combine_experts, route_experts
 from batchmill.kernels.ops.gated_activation import gelu_and_mul, silu_and_mul
 from batchmill.kernels.ops.paged_attention import paged_attention
@@ -249,7 +250,7 @@ def _sampling(bench: Bench, wrong: list[str]) -> None:
 
 
 def _experts(bench: Bench, wrong: list[str]) -> None:
-    """Compare the routing of a mixture and the sum of its results with the reference's."""
+    """Compare a mixture's routing, products and sum of results with the reference's."""
     sizes = [(3, 6, 2)] if bench.toy else [(1, 128, 8), (64, 128, 8), (5000, 60, 4)]
     worst, right = 0.0, True
     for num_tokens, num_experts, num_chosen in sizes:
@@ -264,6 +265,13 @@ def _experts(bench: Bench, wrong: list[str]) -> None:
             worst, relative_error(ours, combine_experts(computed, want, backend="reference"))
         )
         right &= all(map(torch.equal, got[1:], want[1:]))
+        x = _normal(bench, torch.float32, num_tokens, 256) / 16
+        weight = _normal(bench, torch.float32, num_experts, 512, 256)
+        products = [
+            multiply_experts(x, weight, got.ends, rows=got.rows, activation="silu", backend=each)
+            for each in ("triton", "reference")
+        ]
+        worst = max(worst, relative_error(*products))
     right &= worst <= TOLERANCES[torch.float32]
     bench.line("op", op="experts", max_error=worst, cases=len(sizes), right=right)
     wrong += [] if right else ["experts"]

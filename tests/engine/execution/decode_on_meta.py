@@ -32,6 +32,7 @@ from batchmill.engine.models.weights import allocate_weights
 from batchmill.engine.step.adapter_tiles import AdapterShape
 from batchmill.engine.step.request_rows import RequestRows
 from batchmill.engine.step.step_inputs import StepInputBuilder, StepInputs
+from batchmill.kernels.gpu import paged_attention
 from batchmill.kernels.ops.sample import sample_and_check
 
 sys.path.append(str(Path(__file__).resolve().parents[3]))
@@ -205,6 +206,7 @@ def main() -> None:
     """Print the kernels of dense and sparse models, both kinds of cache, and fp8 weights."""
     checked = partial(sample_and_check, backend="triton")
     decode_graphs.sample_and_check = checked  # type: ignore[attr-defined]
+    vars(paged_attention)["num_multiprocessors"] = lambda device: 132
     dense = Qwen3Config(**SIZES, **HEADS, architectures=["Qwen3ForCausalLM"])
     sparse = Qwen3MoeConfig(**SIZES, **HEADS, **EXPERTS, architectures=["Qwen3MoeForCausalLM"])
     print(

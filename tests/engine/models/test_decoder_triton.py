@@ -195,18 +195,22 @@ def test_a_decode_step_reads_nothing_on_the_host_and_launches_few_kernels() -> N
     # quantizes that of attention.
     fp8 = dense | {"quantize_fp8_kernel": layers, "gated_activation_fp8_kernel": layers}
     del fp8["gated_activation_kernel"]
-    # A mixture's routing takes two kernels, and its sum one. Products and the gather are torch's.
+    # A mixture's routing takes two kernels, its products two, and its sum one. The first product
+    # gathers and activates.
     routing = ("route_experts_kernel", "order_experts_kernel", "combine_experts_kernel")
-    sparse = dense | dict.fromkeys(routing, layers)
+    sparse = dense | dict.fromkeys(routing, layers) | {"expert_linear_kernel": 2 * layers}
+    del sparse["gated_activation_kernel"]
     found = json.loads(done.stdout)
-    # A step with prompts launches the prefill kernel too; it is recorded up to the logits.
+    # A step with prompts attends by three kernels more, two of them per layer; it is recorded up to
+    # the logits.
+    prefill = dict.fromkeys(("split_prefill_attention_kernel", "merge_prefill_kernel"), layers)
+    prefill["plan_prefill_kernel"] = 1
     samples = {name: 1 for name in dense if name.startswith("sample")}
-    assert found.pop("padded") | samples == dense | {"prefill_attention_kernel": layers}
+    assert found.pop("padded") | samples == dense | prefill
     # Adapters add two kernels to each of the four products; steps without any have none.
     adapters = dict.fromkeys(("lora_down_kernel", "lora_up_kernel"), 4 * layers)
     assert found.pop("decodes") | samples == dense
     assert found.pop("adapted decodes") | samples == dense | adapters
-    prefill = {"prefill_attention_kernel": layers}
     assert found.pop("adapted padded") | samples == dense | prefill | adapters
     assert found.pop("sparse") == sparse
     for kind, launched in found.items():

@@ -7,26 +7,35 @@ from typing import cast
 
 import pytest
 import torch
+import torch.nn.functional as F
+from torch import Tensor
 
+from batchmill.engine.models import grouped_experts
 from batchmill.engine.models.expert_choice import Router, choose_corrected
 from batchmill.engine.models.feed_forward import (
     ExpertMixture,
     GatedNetwork,
-    GroupedExperts,
     build_feed_forward,
-    can_group,
 )
+from batchmill.engine.models.grouped_experts import GroupedExperts, can_group
 from batchmill.engine.models.model_config import ExpertsConfig, ModelConfig
 from batchmill.engine.models.weights import DenseWeights, ExpertWeights
+from batchmill.kernels.every_size import launching_every_size
+from batchmill.kernels.ops.expert_linear import FoldedActivation
 from batchmill.kernels.ops.gated_activation import silu_and_mul_reference
 from batchmill.kernels.ops.linear import dense_linear
 
 
+@pytest.mark.parametrize("product", ["reference", "reference, folded", "torch"])
 @pytest.mark.parametrize("normalise_weights", [True, False])
 @pytest.mark.parametrize("num_tokens", [1, 2, 23])
 def test_grouped_experts_compute_the_same_as_single_ones(
-    num_tokens: int, normalise_weights: bool
+    num_tokens: int, normalise_weights: bool, product: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    if product == "torch":
+        multiply = getattr(F, "grouped_mm", None) or torch._grouped_mm
+        monkeypatch.setattr(grouped_experts, "_torch_product", lambda weight: multiply)
+        monkeypatch.setattr(grouped_experts, "_ROWS_FOR_TORCH", 0)
     torch.manual_seed(num_tokens)
     num_experts, hidden, inner = 6, 16, 24
     weights = ExpertWeights(
@@ -40,7 +49,8 @@ def test_grouped_experts_compute_the_same_as_single_ones(
         for gate_up, down in zip(weights.gate_up, weights.down, strict=True)
     ]
     x = torch.randn(num_tokens, hidden)
-    grouped = GroupedExperts(weights, config, silu_and_mul_reference)(x)
+    folded: FoldedActivation | None = "silu" if product == "reference, folded" else None
+    grouped = GroupedExperts(weights, config, silu_and_mul_reference, folded=folded)(x)
     one_by_one = ExpertMixture(Router(weights, config), networks, config)(x)
     torch.testing.assert_close(grouped, one_by_one, atol=1e-3, rtol=1e-5)
 
@@ -99,3 +109,25 @@ def test_experts_are_grouped_on_a_cpu_only_by_request() -> None:
     assert can_group(weight, "triton")
     assert not can_group(weight, "auto")
     assert not can_group(weight, "reference")
+
+
+def test_few_rows_of_an_expert_take_our_product_and_many_torchs(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    calls: list[int] = []
+
+    def multiply(rows: Tensor, *weight: Tensor, offs: Tensor) -> Tensor:
+        calls.append(len(rows))
+        return rows.new_zeros(len(rows), weight[0].shape[2])
+
+    monkeypatch.setattr(grouped_experts, "_torch_product", lambda weight: multiply)
+    weights = ExpertWeights(torch.randn(2, 8), torch.randn(2, 8, 8), torch.randn(2, 8, 4))
+    experts = GroupedExperts(weights, ExpertsConfig(2, 1, 4, True), silu_and_mul_reference)
+    experts(torch.randn(128, 8))
+    assert not calls
+    experts(torch.randn(129, 8))
+    assert calls == [129, 129]
+    calls.clear()
+    with launching_every_size():
+        experts(torch.randn(2, 8))
+    assert calls == [2, 2], "warming up compiles both"

@@ -12,9 +12,11 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from batchmill.kernels.every_size import launching_every_size
 from batchmill.kernels.gpu.attention_tuning import attention_tuning
 from batchmill.kernels.gpu.decode_attention import decode_attention_kernel, merge_decode_kernel
 from batchmill.kernels.gpu.decode_plan import plan_decode_kernel
+from batchmill.kernels.gpu.expert_linear import expert_linear_kernel, multiply_experts_triton
 from batchmill.kernels.gpu.experts import (
     combine_experts_kernel,
     combine_experts_triton,
@@ -45,6 +47,7 @@ from batchmill.kernels.gpu.lora import (
 )
 from batchmill.kernels.gpu.paged_attention import paged_attention_triton
 from batchmill.kernels.gpu.prefill_attention import prefill_attention_kernel
+from batchmill.kernels.gpu.prefill_plan import plan_prefill_kernel
 from batchmill.kernels.gpu.rms_norm import (
     add_rms_norm_triton,
     rms_norm_fp8_triton,
@@ -59,7 +62,13 @@ from batchmill.kernels.gpu.rope import (
 )
 from batchmill.kernels.gpu.sample import sample_pick_kernel, sample_tile_kernel, sample_triton
 from batchmill.kernels.gpu.sample_floor import sample_floor_kernel
+from batchmill.kernels.gpu.split_prefill import (
+    merge_prefill_kernel,
+    split_prefill_attention_kernel,
+)
 from batchmill.kernels.gpu.write_kv import write_kv_kernel, write_kv_triton
+from batchmill.kernels.reference.expert_linear import Fp8Experts
+from batchmill.kernels.reference.fp8_rows import Fp8Rows
 from batchmill.kernels.reference.int4_rows import CHUNK, PackedInt4
 from batchmill.kernels.reference.lora import LoraPair, LoraRows, LoraTiles
 
@@ -71,6 +80,9 @@ KERNELS = (
     decode_attention_kernel,
     merge_decode_kernel,
     prefill_attention_kernel,
+    plan_prefill_kernel,
+    split_prefill_attention_kernel,
+    merge_prefill_kernel,
     write_kv_kernel,
     apply_rope_kernel,
     rope_and_cache_kernel,
@@ -86,6 +98,7 @@ KERNELS = (
     route_experts_kernel,
     order_experts_kernel,
     combine_experts_kernel,
+    expert_linear_kernel,
     int4_linear_kernel,
     add_int4_parts_kernel,
 )
@@ -174,7 +187,9 @@ def shipped_variants(arch: int) -> list[Variant]:
     """Return all launches to check on compute capability `arch`, without repetitions."""
     seen = set()
     variants = []
-    for variant in _all_variants(arch):
+    with launching_every_size():
+        all_variants = list(_all_variants(arch))
+    for variant in all_variants:
         launch = variant.launch
         key = (
             launch.name,
@@ -209,6 +224,11 @@ def _all_variants(arch: int) -> Iterator[Variant]:
         yield Variant(f"vocabulary {_VOCAB_SIZE}", launch)
     for launch in record_launches(KERNELS, _mix):
         yield Variant("128 experts, 8 of them for a token", launch)
+    for dtype in (torch.bfloat16, torch.float16, torch.float32):
+        for launch in record_launches(KERNELS, partial(_multiply_experts, dtype)):
+            yield Variant(f"128 experts of 2048 x 768, {dtype}", launch)
+    for launch in record_launches(KERNELS, _multiply_experts_fp8) if arch >= 89 else ():
+        yield Variant("128 experts of 2048 x 768, fp8 weights", launch)
     for rank, dtype in _LORA_KINDS:
         for launch in record_launches(KERNELS, partial(_adapt, rank, dtype)):
             yield Variant(f"adapters of rank {rank}, {dtype}", launch)
@@ -298,6 +318,28 @@ def _mix() -> None:
     routing = route_experts_triton(_meta(_NUM_TOKENS, 128), 8, normalise=True)
     computed = _meta(8 * _NUM_TOKENS, 2048)
     combine_experts_triton(computed, routing.places, routing.shares)
+
+
+def _multiply_experts(dtype: torch.dtype) -> None:
+    """Launch both products of Qwen3-30B-A3B's mixtures."""
+    rows, ends = _meta(8 * _NUM_TOKENS, dtype=torch.int64), _meta(128, dtype=torch.int32)
+    x, gate_up = _meta(_NUM_TOKENS, 2048, dtype=dtype), _meta(128, 1536, 2048, dtype=dtype)
+    hidden = multiply_experts_triton(x, gate_up, ends, dtype, rows, None, "silu")
+    multiply_experts_triton(
+        hidden, _meta(128, 2048, 768, dtype=dtype), ends, dtype, None, None, None
+    )
+
+
+def _multiply_experts_fp8() -> None:
+    fp8 = torch.float8_e4m3fn
+    rows, ends = _meta(8 * _NUM_TOKENS, dtype=torch.int64), _meta(128, dtype=torch.int32)
+    for of_row, num_rows, out, size in (
+        (rows, _NUM_TOKENS, 1536, 2048),
+        (None, 8 * _NUM_TOKENS, 2048, 768),
+    ):
+        x = Fp8Rows(_meta(num_rows, size, dtype=fp8), _meta(num_rows, 1, dtype=torch.float32))
+        weight = Fp8Experts(_meta(128, out, size, dtype=fp8), _meta(128, out, dtype=torch.float32))
+        multiply_experts_triton(x, weight, ends, torch.bfloat16, of_row, None, None)
 
 
 def _adapt(rank: int, dtype: torch.dtype) -> None:

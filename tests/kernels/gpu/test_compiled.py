@@ -62,9 +62,14 @@ def of_kernel(rows: list[Row], kernel: str) -> list[Row]:
     return [row for row in rows if row["kernel"] == kernel]
 
 
+def prefill_rows(rows: list[Row]) -> list[Row]:
+    """Return the rows of both prefill kernels."""
+    return [row for row in rows if row["kernel"].endswith("prefill_attention_kernel")]
+
+
 def test_every_kernel_compiles(arch: int, rows: list[Row]) -> None:
     # sm_80 has no eight-bit floats.
-    assert len({row["kernel"] for row in rows}) == (21 if arch >= 89 else 19)
+    assert len({row["kernel"] for row in rows}) == (25 if arch >= 89 else 23)
 
 
 def test_no_kernel_spills_registers_in_its_loops(rows: list[Row]) -> None:
@@ -94,8 +99,8 @@ def test_every_kernel_fits_in_shared_memory(arch: int, rows: list[Row]) -> None:
 def test_prefill_uses_the_matrix_instruction_of_its_architecture(
     arch: int, rows: list[Row]
 ) -> None:
-    prefill = of_kernel(rows, "prefill_attention_kernel")
-    assert len(prefill) >= 7
+    prefill = prefill_rows(rows)
+    assert len(prefill) >= 14
     missing = [
         row
         for row in prefill
@@ -139,9 +144,19 @@ def test_all_programs_of_decode_are_resident_at_once(arch: int, rows: list[Row])
     assert not names(crowded)
 
 
+def test_a_program_of_split_prefill_fits_on_each_multiprocessor(rows: list[Row]) -> None:
+    """They share all keys evenly, so all of them must be resident at once: one for each."""
+    split = of_kernel(rows, "split_prefill_attention_kernel")
+    assert len(split) >= 14
+    crowded = [
+        row for row in split if row["num_warps"] * 32 * row["num_registers"] > REGISTERS_PER_SM
+    ]
+    assert not names(crowded)
+
+
 def test_matrix_instructions_of_prefill_overlap(rows: list[Row]) -> None:
     """With blocks of 16 to 64 tokens; ptxas reports a serialized one as C7515, and only then."""
-    prefill = of_kernel(rows, "prefill_attention_kernel")
+    prefill = prefill_rows(rows)
     assert {row["constants"]["BLOCK_SIZE"] for row in prefill} >= {16, 32, 64}
     assert not names([row for row in prefill if row["num_matrix_waits_in_a_loop"] > 4])
 
@@ -160,6 +175,25 @@ def test_int4_weights_are_widened_without_conversions_for_products_that_overlap(
     assert not names([row for row in products if row["spill_bytes"]])
 
 
+def test_products_of_experts_use_tensor_cores_overlap_and_spill_nothing(
+    arch: int, rows: list[Row]
+) -> None:
+    products = of_kernel(rows, "expert_linear_kernel")
+    assert {row["constants"]["BLOCK_ROWS"] for row in products} == {16, 32, 64, 128}
+    in_fp8 = [row for row in products if "fp8" in row["shape"]]
+    assert len(in_fp8) == (8 if arch >= 89 else 0)
+    instruction = {"HGMMA": "QGMMA", "UTCHMMA": "UTCQMMA"}.get(MATRIX_INSTRUCTION[arch])
+    assert not names([row for row in in_fp8 if instruction not in row["matrix_instructions"]])
+    others = [row for row in products if row not in in_fp8]
+    assert not names(
+        [row for row in others if MATRIX_INSTRUCTION[arch] not in row["matrix_instructions"]]
+    )
+    assert not names([row for row in products if row["num_async_copies"] == 0])
+    half = [row for row in products if "float32" not in row["shape"]]
+    assert not names([row for row in half if row["num_matrix_waits_in_a_loop"] > 4])
+    assert not names([row for row in products if row["spill_bytes"]])
+
+
 def test_an_eight_bit_cache_is_widened_two_numbers_at_a_time(rows: list[Row]) -> None:
     attention = [row for row in rows if row["kernel"].endswith("_attention_kernel")]
     eight_bit = [row for row in attention if row["kv_bytes"] == 1]
@@ -170,7 +204,13 @@ def test_elementwise_kernels_leave_room_for_many_warps(rows: list[Row]) -> None:
     """With 64 registers per thread half of a multiprocessor's warps can be resident."""
     kernels = {"write_kv_kernel", "apply_rope_kernel", "rope_and_cache_kernel", "rms_norm_kernel"}
     kernels |= {"gated_activation_kernel", "quantize_fp8_kernel", "sample_pick_kernel"}
-    kernels |= {"route_experts_kernel", "combine_experts_kernel", "add_int4_parts_kernel"}
+    kernels |= {"plan_prefill_kernel", "merge_prefill_kernel"}
+    kernels |= {
+        "order_experts_kernel",
+        "route_experts_kernel",
+        "combine_experts_kernel",
+        "add_int4_parts_kernel",
+    }
     assert not names(
         [row for row in rows if row["kernel"] in kernels and row["num_registers"] > 64]
     )
