@@ -16,10 +16,9 @@ import torch
 from torch import Tensor
 
 from batchmill.kernels.reference.expert_linear import Fp8Experts, multiply_experts_reference
-from batchmill.kernels.reference.fp8_rows import Fp8Rows
+from batchmill.kernels.reference.fp8_rows import Fp8Rows, quantize_fp8_reference
 
 from .dispatch import Backend, lazy_triton, select_backend
-from .fp8_linear import quantize_fp8_weight
 
 #: Activations of gate and up that a product may include.
 FoldedActivation = Literal["silu", "gelu_tanh"]
@@ -77,7 +76,7 @@ def quantize_experts(weight: Tensor) -> Fp8Experts:
     values = torch.empty(weight.shape, dtype=torch.float8_e4m3fn, device=weight.device)
     scales = torch.empty(weight.shape[:2], dtype=torch.float32, device=weight.device)
     for expert, each in enumerate(weight):
-        quantized = quantize_fp8_weight(each)
+        quantized = quantize_fp8_reference(each)
         # As bytes: not every operation knows eight-bit floats.
         values[expert].view(torch.uint8).copy_(quantized.values.view(torch.uint8))
         scales[expert] = quantized.scales[:, 0]
