@@ -15,6 +15,7 @@ from redis.exceptions import RedisError
 from batchmill.producer.shard_list import Shard
 from batchmill.producer.store.job_store import JobStore
 from batchmill.producer.store.job_stores import check_job_stores, open_job_stores
+from batchmill.producer.store.start_check import refuse_unsupported
 from batchmill.worker.health.report import HealthFile
 from batchmill.worker.metrics.deliverer_series import DelivererMeter
 from batchmill.worker.service_errors import NoWebhookSecret
@@ -40,6 +41,7 @@ def run_deliverer(broker_url: str, settings: WebhookSettings) -> None:
 
     Raises:
         NoWebhookSecret: no secret is set to sign with.
+        UnsupportedBroker: a server is too old, or runs in cluster mode.
         ShardMismatch: a shard belongs to another list.
         TracesUnavailable: spans are asked for and cannot be made.
         MetricsFailed: its metrics cannot be served on their address.
@@ -96,6 +98,7 @@ async def _deliver(broker_url: str, settings: WebhookSettings, tracer: Any) -> N
 def _check(broker_url: str, stores: Sequence[tuple[Shard, JobStore]]) -> None:
     """Check the shards. A deliverer also starts while one of them is away."""
     for pair in stores:
+        refuse_unsupported(pair[0].url)
         try:
             check_job_stores(broker_url, [pair])
         except RedisError as error:
