@@ -64,11 +64,11 @@ _FIELDS: Final[Mapping[str, _Kind]] = {
     # 0 is written where no layer has a window.
     "sliding_window": _COUNT,
     **dict.fromkeys(("num_experts", "num_local_experts", "num_experts_per_tok"), _COUNT),
-    **dict.fromkeys(("moe_intermediate_size", "decoder_sparse_step"), _COUNT),
+    "moe_intermediate_size": _COUNT,
     **dict.fromkeys(("n_routed_experts", "n_shared_experts", "first_k_dense_replace"), _COUNT),
     **dict.fromkeys(("moe_k", "moe_num_shared_experts", "shared_expert_intermediate_size"), _COUNT),
     **dict.fromkeys(("moe_num_experts", "moe_layer_start_index"), _COUNT),
-    **dict.fromkeys(("n_group", "topk_group", "moe_layer_interval"), _SIZE),
+    **dict.fromkeys(("n_group", "topk_group", "moe_layer_interval", "decoder_sparse_step"), _SIZE),
     **dict.fromkeys(("rms_norm_eps", "routed_scaling_factor", "moe_norm_min"), _SHARE),
     **dict.fromkeys(("query_pre_attn_scalar", "rope_theta"), _POSITIVE),
     "model_type": _NAME,

@@ -44,6 +44,8 @@ def read_model_config(config: HfConfig) -> ModelConfig:
         }
         if "activation" not in features:
             features["activation"] = activation(config, "hidden_act")
+        if not any(layer.sparse for layer in features["layers"]):
+            features["experts"] = None
         read = ModelConfig(**features)
     except KeyError as error:
         raise ModelLoadError(

@@ -28,6 +28,8 @@ _DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 #: First compute capability on which torch multiplies by all experts in one kernel, in bfloat16;
 #: elsewhere it loops over them on the host.
 _TORCH_CAPABILITY = (9, 0)
+#: It reads rows of weights that start at multiples of so many bytes.
+_TORCH_ALIGNMENT = 16
 #: Rows of an expert, on average, from which on torch's product is taken where it can be. Below,
 #: ours reads each weight once in a tile of as many rows, gathers and activates on the way.
 _ROWS_FOR_TORCH = 64
@@ -85,7 +87,7 @@ class GroupedExperts:
         assert isinstance(weights.gate_up, Tensor), "can_group has checked this"
         assert isinstance(weights.down, Tensor), "it is stored as gate and up are"
         self._gate_up, self._down = weights.gate_up, weights.down
-        self._torch_product = _torch_product(self._gate_up)
+        self._torch_product = _torch_product(self._gate_up, self._down)
 
     def __call__(self, x: Tensor) -> Tensor:
         """Compute [num_tokens, hidden] from [num_tokens, hidden]."""
@@ -121,12 +123,15 @@ class GroupedExperts:
         return _add_bias(computed, weights.down_bias, routing)
 
 
-def _torch_product(weight: Tensor) -> Callable[..., Tensor] | None:
-    """Return torch's grouped matrix product if it multiplies by this weight in one kernel.
+def _torch_product(*weights: Tensor) -> Callable[..., Tensor] | None:
+    """Return torch's grouped matrix product if it multiplies by these weights in one kernel.
 
     It has a public and an earlier private name.
     """
+    weight = weights[0]
     if weight.device.type != "cuda" or weight.dtype != torch.bfloat16:
+        return None
+    if any(each.shape[-1] * each.itemsize % _TORCH_ALIGNMENT for each in weights):
         return None
     if torch.cuda.get_device_capability(weight.device) < _TORCH_CAPABILITY:
         return None

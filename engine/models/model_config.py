@@ -108,6 +108,8 @@ class ExpertsConfig(_Described):
     score: Literal["softmax", "sigmoid"] = _later("softmax")
     #: Whether a stored correction is added to the scores for the choice.
     has_correction: bool = _later(False)
+    #: Whether the router's weight stays in float32, whatever the dtype of the others.
+    keeps_router_float32: bool = _later(False)
     #: Groups of neighbouring experts, and how many of them a token may choose from.
     num_groups: int = _later(1)
     num_groups_per_token: int = _later(1)

@@ -49,6 +49,12 @@ class StoredTensor:
         with safe_open(self.path, framework="pt", device="cpu") as file:
             return not bool(file.get_tensor(self.name).any())
 
+    @property
+    def is_empty(self) -> bool:
+        """Whether it holds no numbers, as the weights of a network of size 0."""
+        with safe_open(self.path, framework="pt", device="cpu") as file:
+            return 0 in file.get_slice(self.name).get_shape()
+
 
 def check_surplus(surplus: Mapping[str, StoredTensor], needed: Collection[str]) -> None:
     """Refuse stored tensors that would change the output if the model used them; log the others.
@@ -66,6 +72,8 @@ def check_surplus(surplus: Mapping[str, StoredTensor], needed: Collection[str]) 
         if name.endswith(_BUFFERS) or _is_of_tower(name):
             continue
         owner = _owner(name, modules)
+        if owner is not None and tensor.is_empty:
+            continue
         if owner is not None and not (name.endswith(".bias") and tensor.is_zero):
             raise ModelLoadError(
                 f"{tensor}, but by config.json {owner} has no such weight, and the output would be "
@@ -110,9 +118,13 @@ def _refuse_layers(
         if name.startswith("model.layers."):
             _, _, index, rest = name.split(".", 3)
             layers.setdefault(index, set()).add(rest)
-    ordinary = {name.split(".", 3)[3] for name in needed if name.startswith("model.layers.0.")}
+    ordinary: dict[str, set[str]] = {}
+    for name in needed:
+        if name.startswith("model.layers."):
+            _, _, index, rest = name.split(".", 3)
+            ordinary.setdefault(index, set()).add(rest)
     for index, rests in layers.items():
-        if rests <= ordinary:
+        if any(rests <= own for own in ordinary.values()):
             tensor = surplus[f"model.layers.{index}.{min(rests)}"]
             raise ModelLoadError(
                 f"{tensor}, but by config.json the model has fewer layers (num_hidden_layers): use "

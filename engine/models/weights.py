@@ -53,7 +53,7 @@ class ExpertWeights:
     """A mixture of gated feed-forward networks.
 
     Attributes:
-        router: [num_experts, hidden].
+        router: [num_experts, hidden], in float32 if the model keeps it so.
         gate_up: [num_experts, 2 * intermediate, hidden]: gate, then up; a list if some are stored
             as integers.
         down: [num_experts, hidden, intermediate], or a list.
@@ -286,8 +286,9 @@ def _allocate_dense(config: ModelConfig, inner: int, empty: _Allocate) -> DenseW
 def _allocate_experts(config: ModelConfig, empty: _Allocate) -> ExpertWeights:
     experts, hidden = config.experts, config.hidden_size
     assert experts is not None, "a sparse layer's configuration has experts"
+    router = empty(experts.num_experts, hidden)
     return ExpertWeights(
-        router=empty(experts.num_experts, hidden),
+        router=router.float() if experts.keeps_router_float32 else router,
         gate_up=empty(experts.num_experts, 2 * experts.intermediate_size, hidden),
         down=empty(experts.num_experts, hidden, experts.intermediate_size),
         router_bias=empty(experts.num_experts) if experts.biases else None,

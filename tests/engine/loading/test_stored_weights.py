@@ -179,6 +179,16 @@ def test_a_weight_that_would_change_the_output_is_refused_by_name(folder: Path, 
         ours(folder)
 
 
+def test_a_bias_of_an_output_layer_that_is_the_embedding_is_refused(folder: Path) -> None:
+    def tied(weights: Weights) -> Weights:
+        kept = {name: value for name, value in weights.items() if name != "lm_head.weight"}
+        return kept | {"lm_head.bias": torch.ones(264)}
+
+    change(folder, tied, tie_word_embeddings=True)
+    with pytest.raises(ModelLoadError, match=r"holds lm_head\.bias, but by config\.json lm_head"):
+        ours(folder)
+
+
 def test_a_model_that_transformers_computes_is_checked_as_well(
     folder: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -34,7 +34,7 @@ def test_grouped_experts_compute_the_same_as_single_ones(
 ) -> None:
     if product == "torch":
         multiply = getattr(F, "grouped_mm", None) or torch._grouped_mm
-        monkeypatch.setattr(grouped_experts, "_torch_product", lambda weight: multiply)
+        monkeypatch.setattr(grouped_experts, "_torch_product", lambda *weights: multiply)
         monkeypatch.setattr(grouped_experts, "_ROWS_FOR_TORCH", 0)
     torch.manual_seed(num_tokens)
     num_experts, hidden, inner = 6, 16, 24
@@ -120,7 +120,7 @@ def test_few_rows_of_an_expert_take_our_product_and_many_torchs(
         calls.append(len(rows))
         return rows.new_zeros(len(rows), weight[0].shape[2])
 
-    monkeypatch.setattr(grouped_experts, "_torch_product", lambda weight: multiply)
+    monkeypatch.setattr(grouped_experts, "_torch_product", lambda *weights: multiply)
     weights = ExpertWeights(torch.randn(2, 8), torch.randn(2, 8, 8), torch.randn(2, 8, 4))
     experts = GroupedExperts(weights, ExpertsConfig(2, 1, 4, True), silu_and_mul_reference)
     experts(torch.randn(128, 8))
@@ -131,3 +131,16 @@ def test_few_rows_of_an_expert_take_our_product_and_many_torchs(
     with launching_every_size():
         experts(torch.randn(2, 8))
     assert calls == [2, 2], "warming up compiles both"
+
+
+def test_sizes_that_torchs_product_refuses_take_ours(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
+
+    def on_gpu(size: int) -> Tensor:
+        """Return a stand-in for a weight on a GPU with so many inputs."""
+        values = {"device": torch.device("cuda"), "dtype": torch.bfloat16, "itemsize": 2}
+        return cast("Tensor", SimpleNamespace(**values, shape=(4, 64, size)))
+
+    assert grouped_experts._torch_product(on_gpu(64), on_gpu(40)) is not None
+    assert grouped_experts._torch_product(on_gpu(64), on_gpu(36)) is None
+    assert grouped_experts._torch_product(on_gpu(60), on_gpu(40)) is None
