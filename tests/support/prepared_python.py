@@ -9,6 +9,7 @@ they import, start them with `subprocess`.
 from __future__ import annotations
 
 import atexit
+import itertools
 import json
 import os
 import signal
@@ -24,7 +25,7 @@ from typing import Any
 
 _SERVER = Path(__file__).with_name("prepared_python_server.py")
 #: Variables that the interpreter or the C library reads when it starts.
-_READ_AT_START = ("GLIBC", "LD_", "MALLOC", "OMP_", "PYTHON")
+_READ_AT_START = ("GLIBC", "LANG", "LC_", "LD_", "MALLOC", "OMP_", "PYTHON", "TZ")
 #: Those among them that the server takes care of, or that only matter for imports.
 _HARMLESS = {"PYTHONSAFEPATH", "PYTHONUNBUFFERED", "PYTHONDONTWRITEBYTECODE"}
 
@@ -48,9 +49,9 @@ class PreparedProcess:
         self.returncode: int | None = None
 
     def poll(self) -> int | None:
-        """Return the status, or None while it runs."""
+        """Return the status as `subprocess` has it, or None while it runs."""
         if self.returncode is None:
-            self.returncode = self._server.status_of(self.pid)
+            self._server.report()  # which sets it
         return self.returncode
 
     def wait(self, timeout: float | None = None) -> int:
@@ -94,7 +95,9 @@ class PreparedPython:
         self._channel = ours
         self._replies = ours.makefile("rb")
         self._lock = threading.RLock()
-        self._statuses: dict[int, int] = {}
+        #: By their ids, which the system gives to others once the server has their statuses.
+        self._running: dict[int, PreparedProcess] = {}
+        self._numbers = itertools.count()
         self._at_start = _read_at_start(os.environ)
 
     def start(
@@ -117,19 +120,14 @@ class PreparedPython:
         }
         log.write_bytes(b"")  # there is a log to read as soon as this returns
         with self._lock:
-            self._channel.sendall(json.dumps(request).encode() + b"\n")
-            while "pid" not in (reply := self._read()):
-                pass
-        return PreparedProcess(self, reply["pid"])
+            started = PreparedProcess(self, self._ask(request)["pid"])
+            self._running[started.pid] = started
+        return started
 
-    def status_of(self, pid: int) -> int | None:
-        """Return the status of a program as `subprocess` has it, or None while it runs."""
+    def report(self) -> None:
+        """Set the statuses of the programs that have ended."""
         with self._lock:
-            if pid not in self._statuses:
-                self._channel.sendall(b'{"report": true}\n')
-                while "reported" not in self._read():
-                    pass
-            return self._statuses.get(pid)
+            self._ask({"report": True})
 
     def close(self) -> None:
         """End the server. The programs run on, as they do when a test process ends."""
@@ -137,13 +135,20 @@ class PreparedPython:
         self._channel.close()
         self._server.wait(timeout=60)
 
-    def _read(self) -> dict[str, Any]:
-        line = self._replies.readline()
-        if not line:
-            raise RuntimeError("the process that starts programs has ended")
-        reply: dict[str, Any] = json.loads(line)
-        self._statuses |= {int(pid): status for pid, status in reply.get("ended", {}).items()}
-        return reply
+    def _ask(self, request: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the reply to a request, and set the statuses that come with it."""
+        number = next(self._numbers)
+        self._channel.sendall(json.dumps({"number": number, **request}).encode() + b"\n")
+        while True:
+            line = self._replies.readline()
+            if not line:
+                raise RuntimeError("the process that starts programs has ended")
+            reply: dict[str, Any] = json.loads(line)
+            for pid, status in reply["ended"].items():
+                if ended := self._running.pop(int(pid), None):
+                    ended.returncode = status
+            if reply["number"] == number:  # else a timeout of pytest has interrupted its reading
+                return reply
 
 
 @cache

@@ -17,10 +17,8 @@ def serve(channel: socket.socket) -> dict[str, Any] | None:
     requests = channel.makefile("rb")
     while line := requests.readline():
         request = json.loads(line)
-        reply: dict[str, Any] = {"ended": _ended()}
-        if "report" in request:
-            reply["reported"] = True
-        else:
+        reply: dict[str, Any] = {"number": request.pop("number"), "ended": _ended()}
+        if "report" not in request:
             if not (pid := os.fork()):
                 requests.close()
                 channel.close()
