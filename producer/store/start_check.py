@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 
+from redis.exceptions import RedisError
+
 from batchmill.producer.errors import BrokerUnavailable, UnsupportedBroker
 
 from .broker_errors import broker_errors
@@ -14,7 +16,7 @@ _TIMEOUT_S = 3.0
 
 
 def refuse_unsupported(url: str) -> None:
-    """Ask a broker for its version; one that does not reply is not judged.
+    """Ask a broker for its version; one that does not tell it is not judged.
 
     Programs that serve for long wait for a broker that is away, but no wait helps against one that
     is too old. A server that is replaced by such a one later is refused by every call.
@@ -31,5 +33,5 @@ def refuse_unsupported(url: str) -> None:
                 client.ping()
         except UnsupportedBroker:
             raise
-        except BrokerUnavailable:
-            return
+        except (BrokerUnavailable, RedisError):
+            return  # a refusal, such as that of protected mode, may end as well

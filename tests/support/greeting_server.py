@@ -13,7 +13,7 @@ class GreetingServer:
         pairs = {"server": server, "version": version, "mode": mode}
         texts = [text for pair in pairs.items() for text in pair]
         body = "".join(f"${len(text)}\r\n{text}\r\n" for text in texts)
-        self._greeting = f"%4\r\n{body}$5\r\nproto\r\n:3\r\n".encode()
+        self.greeting = f"%4\r\n{body}$5\r\nproto\r\n:3\r\n".encode()
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.url = f"redis://127.0.0.1:{self._listener.getsockname()[1]}/0"
         threading.Thread(target=self._accept, daemon=True).start()
@@ -32,4 +32,4 @@ class GreetingServer:
     def _reply(self, connection: socket.socket) -> None:
         with connection:
             while data := connection.recv(65536):
-                connection.sendall(self._greeting if b"HELLO" in data else b"+OK\r\n")
+                connection.sendall(self.greeting if b"HELLO" in data else b"+OK\r\n")

@@ -14,7 +14,13 @@ from batchmill.producer.webhook.signature import new_secret
 
 from ..support.greeting_server import GreetingServer
 
-PROGRAMS = ["worker", "deliver", "gateway"]
+_CLI = "batchmill.worker.cli"
+PROGRAMS = {
+    "worker": (_CLI, "worker"),
+    "deliver": (_CLI, "deliver"),
+    "gateway": (_CLI, "gateway"),
+    "celery worker": ("celery", "-A", "batchmill.worker.app", "worker"),
+}
 
 
 @pytest.fixture(params=[("redis", "6.2.14", "standalone"), ("valkey", "8.1.0", "cluster")])
@@ -35,7 +41,7 @@ def test_a_program_ends_and_names_a_server_that_is_not_supported(
         "BATCHMILL_WEBHOOK_SECRET": new_secret(),
         "BATCHMILL_GATEWAY_FILES_URL": str(tmp_path),
     }
-    command = [sys.executable, "-m", "batchmill.worker.cli", program]
+    command = [sys.executable, "-m", *PROGRAMS[program]]
     ended = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=90)
     assert ended.returncode != 0
     assert "needs Redis 7.0 or Valkey 7.2" in ended.stderr or "cluster mode" in ended.stderr

@@ -8,6 +8,7 @@ from redis.exceptions import RedisError
 from batchmill.producer.broker_url import find_broker, url_of_shard
 from batchmill.producer.shard_list import read_shard_list
 from batchmill.producer.store.shard_places import check_shard
+from batchmill.producer.store.start_check import refuse_unsupported
 from batchmill.producer.store.store import Store
 from batchmill.worker.settings import WorkerSettings
 
@@ -26,12 +27,19 @@ def broker_of_worker(settings: WorkerSettings) -> str:
     return url_of_shard(find_broker(settings.broker), settings.shard)
 
 
-def check_own_shard(settings: WorkerSettings) -> None:
-    """Check that the worker's shard is the one that its list means.
+def check_own_broker(settings: WorkerSettings) -> None:
+    """Check that the worker's broker is supported, and that its shard is the one of its list.
 
     Raises:
+        BrokerUnavailable: no broker is set and no embedded one runs.
+        UnsupportedBroker: the server is too old, or runs in cluster mode.
         ShardMismatch: it is another shard, or belongs to another list.
     """
+    refuse_unsupported(broker_of_worker(settings))
+    _check_own_shard(settings)
+
+
+def _check_own_shard(settings: WorkerSettings) -> None:
     shards = read_shard_list(find_broker(settings.broker))
     if shards.only is not None or not settings.shard:
         return

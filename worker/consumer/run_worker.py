@@ -9,11 +9,10 @@ from celery import signals
 from celery.apps.worker import Worker
 from celery.exceptions import SecurityWarning
 
-from batchmill.producer.store.start_check import refuse_unsupported
 from batchmill.worker.settings import WorkerSettings
 
 from .app_factory import create_app
-from .own_shard import broker_of_worker, check_own_shard
+from .own_shard import check_own_broker
 
 
 class QuietWorker(Worker):
@@ -34,8 +33,7 @@ def run_worker(settings: WorkerSettings) -> int:
         UnsupportedBroker: the server is too old, or runs in cluster mode.
         ShardMismatch: its broker is not the shard that the list means.
     """
-    refuse_unsupported(broker_of_worker(settings))
-    check_own_shard(settings)
+    check_own_broker(settings)
     app = create_app(settings)
     # Celery warns root because pickles may run code; this worker reads JSON only.
     warnings.simplefilter("ignore", SecurityWarning)

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterator
+from contextlib import closing
 
 import pytest
 
 from batchmill.producer import AsyncClient, Client, UnsupportedBroker
 from batchmill.producer.store.server_version import UnsupportedServer, check_greeting
+from batchmill.producer.store.start_check import refuse_unsupported
 
 from ...support.greeting_server import GreetingServer
 
@@ -36,6 +38,21 @@ def test_clients_refuse_an_unsupported_server_by_name(refused_url: str) -> None:
                     await async_client.submit(prompt="x")
 
     asyncio.run(submit())
+
+
+def test_a_program_that_starts_refuses_an_unsupported_server(refused_url: str) -> None:
+    with pytest.raises(UnsupportedBroker):
+        refuse_unsupported(refused_url)
+
+
+@pytest.mark.parametrize(
+    "reply", ["-DENIED protected mode", "-ERR invalid request", "-LOADING the dataset", "HTTP/1.1"]
+)
+def test_a_program_starts_if_a_server_does_not_tell_its_version(reply: str) -> None:
+    with closing(GreetingServer("redis", "8.2.3", "standalone")) as server:
+        refuse_unsupported(server.url)
+        server.greeting = f"{reply}\r\n".encode()
+        refuse_unsupported(server.url)
 
 
 @pytest.mark.parametrize(
