@@ -14,7 +14,7 @@ ROOT = Path(__file__).resolve().parents[2]
 #: The packages of each folder, from the bottom to the top; a file at the folder's root counts as
 #: one. A package imports only those before it. `docs/architecture.md` shows the same order.
 ORDER = {
-    "kernels": ("errors", "reference", "cpu", "gpu", "ops"),
+    "kernels": ("errors", "every_size", "reference", "cpu", "gpu", "ops"),
     "engine": (
         *("contract", "errors", "cpu_kernels", "device_type", "gpus", "model_shape", "watermark"),
         *(
@@ -75,7 +75,7 @@ ORDER = {
 #: The packages that a folder may import from another; all others are private to their folder.
 IMPORTABLE = {
     ("producer", "engine"): {"contract"},
-    ("engine", "kernels"): {"cpu", "errors", "ops", "reference"},
+    ("engine", "kernels"): {"cpu", "errors", "every_size", "ops", "reference"},
     ("worker", "engine"): {
         *(
             "__init__",

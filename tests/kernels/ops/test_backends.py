@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 
+from batchmill.kernels.ops.expert_linear import multiply_experts
 from batchmill.kernels.ops.experts import combine_experts, route_experts
 from batchmill.kernels.ops.gated_activation import gelu_and_mul, silu_and_mul
 from batchmill.kernels.ops.int4_linear import make_int4_linear
@@ -47,6 +48,7 @@ CALLS: dict[str, Callable[[], object]] = {
     "combine_experts": lambda: combine_experts(
         ROWS, route_experts(ROWS, 1, normalise=True), backend=NOWHERE
     ),
+    "multiply_experts": lambda: multiply_experts(ROWS, torch.ones(1, 8, 8), ONE, backend=NOWHERE),
     "linear": lambda: make_linear(ROWS, backend=NOWHERE),
     "int8_linear": lambda: make_int8_linear(ROWS, backend=NOWHERE),
     "int4_linear": lambda: make_int4_linear(ROWS, backend=NOWHERE),

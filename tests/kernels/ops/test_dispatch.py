@@ -42,7 +42,7 @@ def shapes_of(parameters: list[Parameter]) -> list[tuple[str, bool]]:
 
 
 def test_all_implementations_are_compared() -> None:
-    assert (len(LAZY), len(WITH_CPP)) == (19, 9)
+    assert (len(LAZY), len(WITH_CPP)) == (20, 9)
 
 
 @pytest.mark.parametrize("name", LAZY)
