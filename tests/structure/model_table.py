@@ -209,7 +209,7 @@ A model that would be computed wrongly is refused when it is loaded, by name and
 - attention with capped scores, in chunks, or with values of another size than keys;
 - models that do not accept positions, or do not use transformers' attention interface;
 - by the native decoder, RoPE scalings other than default, linear, dynamic, yarn, llama3 and
-  longrope.
+  longrope; an output layer with a bias (ERNIE 4.5 with experts and `use_bias`).
 
 Tiny models of these families of transformers 5.23 were loaded on 2026-11-30 and refused, by
 `model_type`: `gemma2` and
