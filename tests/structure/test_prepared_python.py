@@ -93,7 +93,7 @@ def test_programs_that_get_the_same_id_have_statuses_of_their_own(tmp_path: Path
             assert started.wait(timeout=60) == status
 
 
-@pytest.mark.parametrize("variable", ["TZ", "LC_ALL", "PYTHONHASHSEED", "OMP_NUM_THREADS"])
+@pytest.mark.parametrize("variable", ["TZ", "LC_ALL", "PYTHONHASHSEED", "KOMBU_LOG_DEBUG"])
 def test_what_is_read_at_the_start_of_a_process_starts_one(
     python: PreparedPython, tmp_path: Path, variable: str
 ) -> None:

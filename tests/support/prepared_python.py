@@ -24,8 +24,12 @@ from pathlib import Path
 from typing import Any
 
 _SERVER = Path(__file__).with_name("prepared_python_server.py")
-#: Variables that the interpreter or the C library reads when it starts.
-_READ_AT_START = ("GLIBC", "LANG", "LC_", "LD_", "MALLOC", "OMP_", "PYTHON", "TZ")
+#: Variables that the interpreter or the C library reads when it starts, and those that packages
+#: read when they are imported, which the server has done with its own.
+_READ_AT_START = (
+    *("GLIBC", "LANG", "LC_", "LD_", "MALLOC", "OMP_", "PYTHON", "TZ"),
+    *("CELERY_", "C_", "FORCE_COLOR", "FSSPEC_", "KOMBU_", "NO_COLOR", "OTEL_PYTHON_"),
+)
 #: Those among them that the server takes care of, or that only matter for imports.
 _HARMLESS = {"PYTHONSAFEPATH", "PYTHONUNBUFFERED", "PYTHONDONTWRITEBYTECODE"}
 
