@@ -6,7 +6,6 @@ import json
 from typing import Any
 
 from celery import Task
-from celery.worker import state as worker_state
 from celery.worker.request import Request
 from redis.exceptions import RedisError
 
@@ -18,6 +17,7 @@ from batchmill.worker.jobs.outcome import Outcome
 from batchmill.worker.jobs.task_facts import Facts
 
 from .celery_task import OUTCOME_KEY, VIEW_KEY, WORKFLOW_KEY
+from .revocation import stamps_revoked_at_ms
 from .workflow import read_workflow
 
 #: Type of the event about a running job. Celery's state takes the upper case of an unknown type as
@@ -65,8 +65,8 @@ class JobRequest(Request):
         A worker remembers revoked stamps until it ends. They do not concern a job that an operator
         has retried since.
         """
-        stamped = self._request_dict.get("stamped_headers") or ()
-        if worker_state.revoked_stamps.keys().isdisjoint(stamped) or not self._was_retried():
+        stamped = self._request_dict.get("stamped_headers")
+        if not stamped or not self._was_retried_since(stamps_revoked_at_ms(self.stamps)):
             return bool(super().revoked())
         self._request_dict["stamped_headers"] = None
         try:
@@ -74,13 +74,15 @@ class JobRequest(Request):
         finally:
             self._request_dict["stamped_headers"] = stamped
 
-    def _was_retried(self) -> bool:
+    def _was_retried_since(self, moment_ms: int | None) -> bool:
         store: JobStore | None = self.task.store
+        if moment_ms is None or store is None:
+            return False
         try:
-            record = None if store is None else store.load(self.id)
+            record = store.load(self.id)
         except RedisError:
             return False
-        return record is not None and record.run > 1
+        return record is not None and record.run > 1 and (record.enqueued_at_ms or 0) >= moment_ms
 
     def _announce_revoked(self, reason: str, *args: Any) -> None:
         super()._announce_revoked(self.revoked_because or reason, *args)

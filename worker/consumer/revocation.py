@@ -1,13 +1,17 @@
-"""Celery's `revoke`: cancels the job in its record, and forgets the revocation."""
+"""Celery's `revoke` and `revoke_by_stamped_headers`: jobs can be retried after a revocation."""
 
 from __future__ import annotations
 
-from typing import Any
+import time
+from collections.abc import Mapping
+from typing import Any, cast
 
 import structlog
 from celery.worker import state as worker_state
 from celery.worker.control import Panel
 from celery.worker.control import revoke as celery_revoke
+from celery.worker.control import revoke_by_stamped_headers as celery_revoke_stamps
+from kombu.utils.functional import maybe_list
 from redis.exceptions import RedisError
 
 from batchmill.producer.protocol import keys
@@ -15,6 +19,9 @@ from batchmill.producer.protocol.replies import CancelStatus, JobState
 from batchmill.producer.store.job_store import JobStore
 
 _log = structlog.stdlib.get_logger("batchmill.revocation")
+#: When this worker was told to revoke a stamp, Unix milliseconds, by header and value. Kept as long
+#: as Celery keeps the stamp: until the worker ends.
+_told_at_ms: dict[tuple[str, str], int] = {}
 
 
 def install_revoke(store: JobStore) -> None:
@@ -38,7 +45,36 @@ def install_revoke(store: JobStore) -> None:
             worker_state.revoked.discard(job_id)
         return reply
 
+    def revoke_stamps(state: Any, headers: Any, terminate: bool = False, **options: Any) -> Any:
+        reply = celery_revoke_stamps(state, headers, terminate, **options)
+        if isinstance(headers, list):  # as a command line gives them
+            headers = {header.split("=")[0]: header.split("=")[1] for header in headers}
+        now_ms = _now_ms(store)
+        for header, values in headers.items():
+            for value in maybe_list(values) or ():
+                _told_at_ms[header, repr(value)] = now_ms
+        return reply
+
     Panel.data["revoke"] = revoke
+    Panel.data["revoke_by_stamped_headers"] = revoke_stamps
+
+
+def stamps_revoked_at_ms(stamps: Mapping[str, Any]) -> int | None:
+    """Return when this worker was last told to revoke one of a task's stamps; None if never.
+
+    Args:
+        stamps: value, or list of values, of each header.
+    """
+    places = ((name, repr(value)) for name in stamps for value in maybe_list(stamps[name]) or ())
+    return max((_told_at_ms[place] for place in places if place in _told_at_ms), default=None)
+
+
+def _now_ms(store: JobStore) -> int:
+    try:
+        seconds, microseconds = cast(Any, store.client.time())  # the clock of records
+    except RedisError:
+        return int(time.time() * 1000)
+    return int(seconds * 1000 + microseconds // 1000)
 
 
 def _is_job_id(value: Any) -> bool:

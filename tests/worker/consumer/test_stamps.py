@@ -9,18 +9,20 @@ from celery.exceptions import TaskRevokedError
 
 from batchmill.producer import Client
 from batchmill.producer.protocol import keys
+from batchmill.producer.protocol.pauses import PauseKind
 from batchmill.producer.protocol.replies import JobState
+from batchmill.producer.store.pauses import Pauses
 
 from ..announcements import QUEUE
 from ..conftest import Mill
 
 
-def send(mill: Mill, order: str, **fields: Any) -> Any:
+def send(mill: Mill, order: str, countdown: float | None = None, **fields: Any) -> Any:
     """Send a task that is stamped with an order's number."""
     job = {"prompt": "x", "max_tokens": 4, "seed": 7, **fields}
     signature = mill.celery.signature(keys.TASK_NAME, kwargs={"job": job}, queue=QUEUE)
     signature.stamp(order=order)
-    return signature.apply_async()
+    return signature.apply_async(countdown=countdown)
 
 
 def revoke(mill: Mill, order: str, **options: Any) -> None:
@@ -58,4 +60,25 @@ def test_a_task_with_a_revoked_stamp_does_not_start_until_it_is_retried(running_
     with Client(running_mill.url) as client:
         client.retry(revoked.id)
     (record,) = running_mill.wait_ended(revoked.id)
+    assert record.state is JobState.COMPLETED
+
+
+def test_a_stamp_that_is_revoked_after_a_retry_ends_the_job_again(running_mill: Mill) -> None:
+    pauses = Pauses(running_mill.store)
+    sent = send(running_mill, "21", countdown=3600)
+    running_mill.wait_for(lambda: running_mill.store.load(sent.id), "its record")
+    running_mill.store.cancel(sent.id)
+    pauses.pause(PauseKind.QUEUE, QUEUE)
+    with Client(running_mill.url) as client:
+        client.retry(sent.id)
+
+    revoke(running_mill, "21")
+    revoke(running_mill, "22")  # another one does not matter
+    pauses.resume(PauseKind.QUEUE, QUEUE)
+
+    (record,) = running_mill.wait_ended(sent.id)
+    assert record.state is JobState.CANCELLED
+    with Client(running_mill.url) as client:
+        client.retry(sent.id)
+    (record,) = running_mill.wait_ended(sent.id)
     assert record.state is JobState.COMPLETED
