@@ -29,6 +29,8 @@ class _Slot:
     """One request's row of the tables."""
 
     index: int
+    #: Of the request: after a release, it may compute other tokens than those counted here.
+    num_releases: int
     #: Output tokens that the row counts; -1 if it is not loaded.
     num_counted: int = -1
     #: Whether it forbids the tokens that end the request.
@@ -73,7 +75,11 @@ class ControlTables:
             For how many steps the tables hold; None for all.
         """
         controlled = {each for each, _ in requests if each.controls is not None}
-        self._slot_of = {each: slot for each, slot in self._slot_of.items() if each in controlled}
+        self._slot_of = {
+            each: slot
+            for each, slot in self._slot_of.items()
+            if each in controlled and slot.num_releases == each.num_releases
+        }
         taken = {slot.index for slot in self._slot_of.values()}
         free = [index for index in range(MOST_ROWS) if index not in taken]
         self._active, indices, limits = [], [], []
@@ -83,7 +89,7 @@ class ControlTables:
                 continue
             slot = self._slot_of.get(request)
             if slot is None:
-                slot = self._slot_of[request] = _Slot(free.pop())
+                slot = self._slot_of[request] = _Slot(free.pop(), request.num_releases)
             num_left = request.params.min_tokens - num_tokens
             self._fill(slot, request, request.controls, num_tokens - 1, forbids_end=num_left > 0)
             if num_left > 0:

@@ -149,13 +149,16 @@ class SpecialRows:
     def forget(self) -> None:
         """Forget the requests, because a step failed, or nothing is loaded yet."""
         self._tables.forget()
+        self._rows_refused: NDArray[np.int64] | None = None
         self.pause()
 
     def pause(self) -> None:
-        """Plan the next step anew, because a step was computed in another way."""
+        """Plan the next step anew, because a step was computed in another way.
+
+        Rows that were refused stay so: what they need depends on their requests alone.
+        """
         self._step: SpecialStep | None = None
         self._rows_planned: NDArray[np.int64] | None = None
-        self._rows_refused: NDArray[np.int64] | None = None
         self._num_steps_left = 0
 
     def plan(

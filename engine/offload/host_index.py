@@ -117,11 +117,15 @@ class HostIndex:
         stores = [(block_id, slot) for slot, block_id in self._store_by_slot.items()]
         return PlannedCopies(stores, list(self._restore_by_block.items()))
 
+    def note_stored(self) -> None:
+        """Count the planned stores as done: their blocks may be overwritten from now on."""
+        self.counts.num_stored += len(self._store_by_slot)
+        self._store_by_slot.clear()
+
     def note_copied(self) -> None:
         """Count the planned copies as done."""
-        self.counts.num_stored += len(self._store_by_slot)
+        self.note_stored()
         self.counts.num_restored += len(self._restore_by_block)
-        self._store_by_slot.clear()
         self._restore_by_block.clear()
         self._held.clear()
         self._free_slots += self._free_later

@@ -62,11 +62,13 @@ class KVOffload:
     def move_blocks(self, blocks_to_zero: Sequence[int]) -> None:
         """Do the planned copies, and zero blocks in between: a stored block may be zeroed next.
 
-        If it raises, the copies are still planned.
+        If it raises, the copies that are not done are still planned. A block that is stored is not
+        stored again, because its content may be gone by then.
         """
         stores, restores = self.index.planned
         if stores:
             self._host_blocks.store(*zip(*stores, strict=True))
+            self.index.note_stored()
         if blocks_to_zero:
             self._kv_cache.zero_blocks(blocks_to_zero)
             self._host_blocks.wait_for_zeros()

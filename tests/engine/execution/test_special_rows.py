@@ -148,6 +148,18 @@ def test_more_rows_than_a_graph_holds_are_sampled_as_before(
     assert sampled_rows == [9, 9, 9], "the last request goes on alone, in a graph"
 
 
+def test_rows_that_are_not_recorded_are_looked_at_once(
+    make_engine: Callable[..., Engine], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = make_engine()
+    engine.add_request("a", [1, 2, 3], params_of({"bad_words": ["ab"]}, max_tokens=8))
+    engine.step()
+    engine.step()
+    monkeypatch.setattr(SpecialRows, "_plan", lambda *_: pytest.fail("looked at again"))
+    assert len(run(engine)["a"][-1].token_ids) == 8
+    assert engine.stats().num_steps_by_kind[StepKind.GRAPH] == 7
+
+
 def test_work_that_cannot_be_recorded_is_launched_instead(
     make_engine: Callable[..., Engine],
     sampled_rows: list[int],
