@@ -187,6 +187,31 @@ def test_promtool_accepts_the_rules_and_the_configuration() -> None:
         assert done.returncode == 0, done.stdout + done.stderr
 
 
+def test_the_first_error_of_a_gpu_raises_an_alert(tmp_path: Path) -> None:
+    """Its series begins with that error, so that `increase()` sees none."""
+    promtool = shutil.which("promtool")
+    if promtool is None:
+        pytest.skip("promtool is not installed (Debian's package is `prometheus`)")
+    labels = 'instance="worker:9464", gpu="0", xid="79"'
+    series = f"batchmill_gpu_xid_errors_total{{{labels}}}"
+    found = [{"labels": f"{{{labels}}}", "value": 1}]
+    (rule,) = (each for each in rules() if each["alert"] == "GpuErrors")
+    checked = [
+        {"expr": rule["expr"], "eval_time": eval_time, "exp_samples": samples}
+        for eval_time, samples in (("9m", []), ("10m", found), ("24m", found), ("40m", []))
+    ]
+    case = {
+        "interval": "1m",
+        "input_series": [{"series": series, "values": "_x10 1x40"}],
+        "promql_expr_test": checked,
+    }
+    path = tmp_path / "test.yml"
+    path.write_text(yaml.safe_dump({"rule_files": [], "tests": [case]}))
+    arguments = (promtool, "test", "rules", path)
+    done = subprocess.run(arguments, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
 def test_the_examples_for_keda_name_what_exists() -> None:
     blocks = yaml_blocks()
     kinds = [trigger["type"] for block in blocks for trigger in block["spec"]["triggers"]]
