@@ -61,8 +61,8 @@ class DecodeGraphs:
     The first takes each row's last token, runs the model up to the logits, and advances the
     position. The second samples, and stores each token as the row's last one. In between, the
     controls of some rows may change their logits, by graphs of their own (`SpecialRows`) or by what
-    the sampler launches. So while the same requests decode, the host
-    uploads nothing but the blocks that some of them begin, and what its controls need.
+    the sampler launches. So while the same requests decode, the host uploads nothing but the blocks
+    that some of them begin, and what their controls need.
 
     If requests may have LoRA adapters, there is a third graph for each size, in place of the first
     one for batches that have any: those without cost nothing more.

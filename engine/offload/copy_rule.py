@@ -27,7 +27,7 @@ class CopyRule:
     """
 
     def __init__(self, *, block_bytes: int, block_size: int, bytes_per_s: float) -> None:
-        """Take the sizes of a block, in bytes of all ranks that copy one after another and tokens.
+        """Take the sizes of a block and the speed of copies.
 
         Args:
             block_bytes: Bytes of one block on one rank; ranks copy at the same time.
