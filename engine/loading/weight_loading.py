@@ -24,6 +24,7 @@ from batchmill.engine.models.weights import (
     ExpertWeights,
     LayerWeights,
     Matrix,
+    StackedMatrices,
     allocate_weights,
     allocated,
 )
@@ -268,7 +269,8 @@ def _expert_places(
         yield f"{names.mixture}.{gate_up_name}.weight", _stacked(weights.gate_up)
         yield f"{names.mixture}.{down_name}.weight", _stacked(weights.down)
         return
-    for index, (gate_up, down) in enumerate(zip(weights.gate_up, weights.down, strict=True)):
+    gate_ups, downs = weights.of_experts(weights.gate_up), weights.of_experts(weights.down)
+    for index, (gate_up, down) in enumerate(zip(gate_ups, downs, strict=True)):
         parts = (*allocated(gate_up).chunk(2), allocated(down))
         for name, part in zip(names.expert, parts, strict=True):
             yield f"{names.mixture}.experts.{index}.{name}.weight", part
@@ -283,7 +285,7 @@ def _shared_places(prefix: str, weights: DenseWeights) -> Iterator[tuple[str, Te
     yield from _parts(names, "bias", weights.gate_up_bias, sizes)
 
 
-def _stacked(matrices: Tensor | list[Matrix]) -> Tensor:
+def _stacked(matrices: StackedMatrices) -> Tensor:
     assert isinstance(matrices, Tensor), "allocate_weights has stacked them"
     return matrices
 

@@ -32,6 +32,7 @@ from .feed_forward import (
     ExpertMixture,
     LinearFactory,
 )
+from .fp8_experts import with_fp8_experts
 from .fp8_weights import check_fp8_model
 from .fused_layers import FusedLayers, can_fuse
 from .kv_scales import KvScales
@@ -162,6 +163,8 @@ class DecoderModel:
         while weights.layers:
             kind = self._kinds.index(self.config.layers[len(layers)].attention)
             layer = weights.layers.pop(0).to(self.device)
+            if self._is_fp8 and not weights.has_fp8:
+                layer = with_fp8_experts(layer)
             layers.append(
                 DecoderLayer.build(
                     layer,

@@ -14,10 +14,14 @@ from batchmill.kernels.ops.clamped_swiglu import clamped_swiglu
 from batchmill.kernels.ops.dispatch import Backend
 from batchmill.kernels.ops.fp8_fused import gated_activation_fp8
 from batchmill.kernels.ops.fp8_linear import takes_fp8_rows
+from batchmill.kernels.ops.fp8_quantize import quantize_fp8
 from batchmill.kernels.ops.gated_activation import gelu_and_mul, silu_and_mul
 from batchmill.kernels.ops.linear import Linear
+from batchmill.kernels.reference.expert_linear import Fp8Experts
+from batchmill.kernels.reference.fp8_rows import Fp8Rows
 
 from .expert_choice import Router
+from .fp8_experts import Fp8GroupedExperts, has_fp8_experts
 from .grouped_experts import GroupedExperts, can_group
 from .model_config import ExpertsConfig, ModelConfig
 from .weights import DenseWeights, ExpertWeights
@@ -42,8 +46,9 @@ def build_feed_forward(
 ) -> FeedForward:
     """Build a layer's feed-forward network from its weights.
 
-    A mixture's experts are multiplied in groups if `can_group` allows it. Otherwise they are
-    multiplied one by one through `linear`, for which the host waits for the router.
+    A mixture's experts are multiplied in groups if they are fp8, or if `can_group` allows it.
+    Otherwise they are multiplied one by one through `linear`, for which the host waits for the
+    router.
 
     Args:
         weights: The layer's weights.
@@ -53,25 +58,30 @@ def build_feed_forward(
         summed: Makes the product by `down`, of which each rank has a part; None is `linear`.
         is_plain: `linear` multiplies by the weights as they are, so that a grouped product may
             replace it.
-        is_fp8: `linear` multiplies rows that are quantized already.
+        is_fp8: `linear` multiplies rows that are quantized already, unless it gets a dense weight
+            that a checkpoint leaves out; experts are fp8 already, unless they are such.
     """
     if isinstance(weights, DenseWeights):
         gate_up = linear(weights.gate_up, weights.gate_up_bias)
         down = (summed or linear)(weights.down, weights.down_bias)
         in_fp8 = is_fp8 and takes_fp8_rows(down)
         return GatedNetwork(gate_up, down, _activation(config, backend, is_fp8=in_fp8))
-    activate = _activation(config, backend, is_fp8=is_fp8)
     assert config.experts is not None, "a sparse layer's configuration has experts"
-    if is_plain and can_group(weights.gate_up, backend):
-        shared = _shared_network(weights, linear, activate)
+    shared = None
+    if weights.shared is not None:
+        network = build_feed_forward(weights.shared, config, linear, backend, is_fp8=is_fp8)
+        shared = _SharedNetwork(network, weights.shared_gate)
+    activate = _activation(config, backend, is_fp8=isinstance(weights.down, Fp8Experts))
+    if has_fp8_experts(weights):
+        return Fp8GroupedExperts(weights, config.experts, activate, backend, shared)
+    if (is_plain or is_fp8) and can_group(weights.gate_up, backend):
         folded = None if config.activation == "clamped_swiglu" else config.activation
         return GroupedExperts(weights, config.experts, activate, backend, shared, folded=folded)
-    shared = _shared_network(weights, linear, activate)
     none = [None] * config.experts.num_experts
     parts = zip(
-        weights.gate_up,
+        weights.of_experts(weights.gate_up),
         none if weights.gate_up_bias is None else weights.gate_up_bias,
-        weights.down,
+        weights.of_experts(weights.down),
         none if weights.down_bias is None else weights.down_bias,
         strict=True,
     )
@@ -82,21 +92,20 @@ def build_feed_forward(
     return ExpertMixture(Router(weights, config.experts), networks, config.experts, shared)
 
 
-def _shared_network(
-    weights: ExpertWeights, linear: LinearFactory, activate: Callable[[Tensor], Any]
-) -> FeedForward | None:
-    """Return the network that computes every token beside the experts; None if there is none."""
-    if weights.shared is None:
-        return None
-    network = GatedNetwork(
-        linear(weights.shared.gate_up, weights.shared.gate_up_bias),
-        linear(weights.shared.down, weights.shared.down_bias),
-        activate,
-    )
-    gate = weights.shared_gate
-    if gate is None:
-        return network
-    return lambda x: network(x) * F.linear(x, gate).sigmoid()
+class _SharedNetwork:
+    """The network that computes every token beside the experts, and the gate of its output."""
+
+    def __init__(self, network: FeedForward, gate: Tensor | None) -> None:
+        """Keep a network, and its gate [1, hidden] if it has one."""
+        self._network = network
+        self._takes_fp8_rows = takes_fp8_rows(network)
+        self._gate = gate
+
+    def __call__(self, x: Tensor, quantized: Fp8Rows | None = None) -> Tensor:
+        """Compute [num_tokens, hidden] from [num_tokens, hidden], which may be quantized too."""
+        is_used = self._takes_fp8_rows and quantized is not None
+        out = self._network(quantized if is_used else x)
+        return out if self._gate is None else out * F.linear(x, self._gate).sigmoid()
 
 
 class GatedNetwork:
@@ -171,8 +180,9 @@ class ExpertMixture:
 
 def _activation(config: ModelConfig, backend: Backend, *, is_fp8: bool) -> Callable[[Tensor], Any]:
     name = config.activation
-    if name == "clamped_swiglu":  # only of mixtures, which fp8 does not compute
-        return partial(clamped_swiglu, alpha=config.gate_alpha, limit=config.gate_limit)
+    if name == "clamped_swiglu":
+        clamped = partial(clamped_swiglu, alpha=config.gate_alpha, limit=config.gate_limit)
+        return (lambda x: quantize_fp8(clamped(x), backend=backend)) if is_fp8 else clamped
     if is_fp8:
         return partial(gated_activation_fp8, activation=name, backend=backend)
     return partial(_ACTIVATIONS[name], backend=backend)

@@ -8,8 +8,17 @@ import torch
 from torch import Tensor
 
 from batchmill.kernels.ops.fp8_weight import Fp8Weight, join_fp8_rows, quantize_fp8_weight
+from batchmill.kernels.reference.expert_linear import Fp8Experts
 
-from .weights import DecoderWeights, DenseWeights, LayerWeights, Matrix, allocated
+from .weights import (
+    DecoderWeights,
+    DenseWeights,
+    ExpertWeights,
+    LayerWeights,
+    Matrix,
+    StackedMatrices,
+    allocated,
+)
 
 
 @dataclass(slots=True)
@@ -17,6 +26,7 @@ class _Parts:
     """What was read of one matrix, by its first row."""
 
     num_rows: int
+    num_inputs: int
     by_row: dict[int, Tensor | Fp8Weight] = field(default_factory=dict)
     joined: Matrix | None = None
 
@@ -37,18 +47,19 @@ class Fp8Matrices:
         """
         self._device = torch.device(device)
         self._parts = {
-            _address(matrix): _Parts(len(allocated(matrix)))
+            _address(tensor): _Parts(tensor.numel() // tensor.shape[-1], tensor.shape[-1])
             for layer in weights.layers
-            for matrix in layer.matrices
+            for tensor in _allocations(layer)
         }
 
     def put(self, place: Tensor, value: Tensor | Fp8Weight, *, keeps_dense: bool) -> bool:
         """Take a part of a matrix, if its place belongs to one.
 
-        A matrix of which a part stays dense stays so.
+        A matrix of which a part stays dense stays so, and with it those of all experts.
 
         Args:
-            place: Whole rows of a matrix, in its dtype.
+            place: Whole rows of a matrix or of all experts' matrices, in its dtype; its dimensions
+                may be in another order.
             value: The same shape; it need not be valid later.
             keeps_dense: Do not quantize it.
         """
@@ -59,10 +70,14 @@ class Fp8Matrices:
         if isinstance(value, Fp8Weight):
             own = value.to(self._device)
         else:
-            own = torch.empty(value.shape, dtype=place.dtype, device=self._device).copy_(value)
+            strided = torch.empty_strided(
+                place.shape, place.stride(), dtype=place.dtype, device=self._device
+            ).copy_(value)
+            rows = strided.numel() // parts.num_inputs
+            own = strided.as_strided((rows, parts.num_inputs), (parts.num_inputs, 1))
             if not keeps_dense:
                 own = quantize_fp8_weight(own)
-        parts.by_row[place.storage_offset() // place.shape[1]] = own
+        parts.by_row[place.storage_offset() // parts.num_inputs] = own
         if sum(part.shape[0] for part in parts.by_row.values()) == parts.num_rows:
             parts.joined = _join([part for _, part in sorted(parts.by_row.items())])
             parts.by_row.clear()
@@ -75,15 +90,33 @@ class Fp8Matrices:
 
     def _put_into_layer(self, layer: LayerWeights) -> LayerWeights:
         network = layer.feed_forward
-        assert isinstance(network, DenseWeights), "fp8 computes no mixtures"
+        changed: DenseWeights | ExpertWeights
+        if isinstance(network, DenseWeights):
+            changed = self._put_into_network(network)
+        else:
+            shared = network.shared
+            changed = replace(
+                network,
+                gate_up=self._take_experts(network.gate_up),
+                down=self._take_experts(network.down),
+                shared=None if shared is None else self._put_into_network(shared),
+            )
         return replace(
             layer,
             qkv=self._take(layer.qkv),
             output=self._take(layer.output),
-            feed_forward=replace(
-                network, gate_up=self._take(network.gate_up), down=self._take(network.down)
-            ),
+            feed_forward=changed,
         )
+
+    def _put_into_network(self, network: DenseWeights) -> DenseWeights:
+        return replace(network, gate_up=self._take(network.gate_up), down=self._take(network.down))
+
+    def _take_experts(self, matrices: StackedMatrices) -> StackedMatrices:
+        place = _stacked(matrices)
+        taken = self._take(place)
+        if isinstance(taken, Fp8Weight):
+            return Fp8Experts(taken.values.view(place.shape), taken.scales.view(place.shape[:2]))
+        return allocated(taken).view(place.shape)
 
     def _take(self, matrix: Matrix) -> Matrix:
         joined = self._parts.pop(_address(matrix)).joined
@@ -96,6 +129,22 @@ def _join(parts: list[Tensor | Fp8Weight]) -> Matrix:
     if len(quantized) == len(parts):
         return join_fp8_rows(quantized)
     return torch.cat([part.dense() if isinstance(part, Fp8Weight) else part for part in parts])
+
+
+def _allocations(layer: LayerWeights) -> list[Tensor]:
+    """Return the layer's matrices; those of all experts are in one tensor."""
+    network = layer.feed_forward
+    if isinstance(network, DenseWeights):
+        of_network = [allocated(each) for each in network.matrices]
+    else:
+        beside = [] if network.shared is None else network.shared.matrices
+        of_network = [_stacked(network.gate_up), _stacked(network.down), *map(allocated, beside)]
+    return [allocated(layer.qkv), allocated(layer.output), *of_network]
+
+
+def _stacked(matrices: StackedMatrices) -> Tensor:
+    assert isinstance(matrices, Tensor), "allocate_weights has stacked them"
+    return matrices
 
 
 def _address(matrix: Matrix) -> int:

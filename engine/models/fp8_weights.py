@@ -61,20 +61,18 @@ def check_fp8_model(config: ModelConfig) -> None:
     """Refuse a model that cannot have fp8 weights.
 
     Raises:
-        UnsupportedModelError: the model is a mixture of experts, or torch's fp8 product does not
-            support the size of a matrix.
+        UnsupportedModelError: torch's fp8 product does not support the size of a matrix. The
+            experts of a mixture are multiplied by a product of our own, which takes any size.
     """
-    if config.experts is not None:
-        raise UnsupportedModelError(
-            f"this {config.architecture} is a mixture of experts, which fp8 does not support: "
-            "leave quantization out"
-        )
     sizes = {
         "hidden_size": config.hidden_size,
-        "intermediate_size": config.intermediate_size,
         "num_heads * head_dim": config.num_heads * config.head_dim,
         "num_kv_heads * head_dim * 2": config.num_kv_heads * config.head_dim * 2,
     }
+    if not all(layer.sparse for layer in config.layers):
+        sizes["intermediate_size"] = config.intermediate_size
+    if config.experts is not None:
+        sizes["experts.shared_size"] = config.experts.shared_size
     for name, size in sizes.items():
         if size % FP8_MULTIPLE:
             raise UnsupportedModelError(

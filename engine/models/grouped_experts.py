@@ -20,7 +20,7 @@ from batchmill.kernels.reference.experts import Routing
 
 from .expert_choice import Router
 from .model_config import ExpertsConfig
-from .weights import ExpertWeights, Matrix
+from .weights import ExpertWeights, StackedMatrices
 
 #: First compute capability on which our grouped product runs, and the dtypes of its weights.
 _CAPABILITY = (8, 0)
@@ -35,7 +35,7 @@ _TORCH_ALIGNMENT = 16
 _ROWS_FOR_TORCH = 64
 
 
-def can_group(weight: Tensor | list[Matrix], backend: Backend) -> bool:
+def can_group(weight: StackedMatrices, backend: Backend) -> bool:
     """Return whether products by all experts of a weight need no read on the host.
 
     `backend="triton"` skips the check of the device, for tests without a GPU.

@@ -47,8 +47,8 @@ class StoredGroups:
         else:
             changed = replace(
                 network,
-                gate_up=self._experts(network.gate_up),
-                down=self._experts(network.down),
+                gate_up=[self._matrix(each) for each in network.of_experts(network.gate_up)],
+                down=[self._matrix(each) for each in network.of_experts(network.down)],
                 shared=None if network.shared is None else self._dense(network.shared),
             )
         return replace(
@@ -62,9 +62,6 @@ class StoredGroups:
         return replace(
             network, gate_up=self._matrix(network.gate_up), down=self._matrix(network.down)
         )
-
-    def _experts(self, stacked: Tensor | list[Matrix]) -> list[Matrix]:
-        return [self._matrix(matrix) for matrix in stacked]
 
     def _matrix(self, fused: Matrix) -> Matrix:
         """Return the integers of a matrix, or itself if a part of it was not kept."""

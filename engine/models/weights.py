@@ -11,11 +11,15 @@ from torch import Tensor
 
 from batchmill.kernels.ops.fp8_weight import Fp8Weight
 from batchmill.kernels.ops.grouped_weight import GroupedWeight
+from batchmill.kernels.reference.expert_linear import Fp8Experts
 
 from .model_config import ModelConfig
 
 #: A matrix [out, in]: dense, as integers of 4 bits that a checkpoint holds, or in fp8.
 Matrix = Tensor | GroupedWeight | Fp8Weight
+#: The matrices of all experts, [num_experts, out, in]: together, or a list if some are stored as
+#: integers.
+StackedMatrices = Tensor | Fp8Experts | list[Matrix]
 
 
 class _Allocate(Protocol):
@@ -54,9 +58,8 @@ class ExpertWeights:
 
     Attributes:
         router: [num_experts, hidden], in float32 if the model keeps it so.
-        gate_up: [num_experts, 2 * intermediate, hidden]: gate, then up; a list if some are stored
-            as integers.
-        down: [num_experts, hidden, intermediate], or a list.
+        gate_up: [num_experts, 2 * intermediate, hidden]: gate, then up.
+        down: [num_experts, hidden, intermediate].
         router_bias: [num_experts], or None.
         gate_up_bias: [num_experts, 2 * intermediate], or None.
         down_bias: [num_experts, hidden], or None.
@@ -66,8 +69,8 @@ class ExpertWeights:
     """
 
     router: Tensor
-    gate_up: Tensor | list[Matrix]
-    down: Tensor | list[Matrix]
+    gate_up: StackedMatrices
+    down: StackedMatrices
     router_bias: Tensor | None = None
     gate_up_bias: Tensor | None = None
     down_bias: Tensor | None = None
@@ -79,7 +82,15 @@ class ExpertWeights:
     def matrices(self) -> list[Matrix]:
         """The matrices that activations are multiplied by, [out, in] each, without the router."""
         shared = [] if self.shared is None else self.shared.matrices
-        return [*self.gate_up, *self.down, *shared]
+        return [*self.of_experts(self.gate_up), *self.of_experts(self.down), *shared]
+
+    @staticmethod
+    def of_experts(stacked: StackedMatrices) -> list[Matrix]:
+        """Return `gate_up` or `down` expert by expert; those in fp8 become dense in float32."""
+        if isinstance(stacked, Fp8Experts):
+            pairs = zip(stacked.values, stacked.scales, strict=True)
+            return [Fp8Weight(values, scales[:, None], torch.float32) for values, scales in pairs]
+        return list(stacked)
 
 
 @dataclass(frozen=True, slots=True)

@@ -98,9 +98,13 @@ activations are not quantized. Matrices that are stored in another way stay in t
 checkpoints and mixtures of experts are refused.
 
 `BATCHMILL_QUANTIZATION=fp8` does what int8 does on GPUs of compute capability 8.9 and later, in
-bfloat16, for native models that are not mixtures of experts and whose matrices have sizes in
-multiples of 16. The output head stays in the dtype as well. Layers are read into the host's memory
-and quantized on the GPU one by one. [Decision 0014](decisions/0014-fp8-weights.md) has the reasons.
+bfloat16, for native models whose matrices have sizes in multiples of 16; those of a mixture's
+experts may have any size. The output head stays in the dtype as well, and so does a mixture's
+router. Matrices are quantized on the GPU part by part, as they are read from the files. A
+checkpoint that is stored in fp8 keeps its numbers and scales, if these are of rows or of whole
+weights, and its dense matrices stay dense; with scales of blocks its weights are unpacked and
+quantized again. Each row of activations has its own scale, also if the checkpoint has one for all.
+[Decision 0014](decisions/0014-fp8-weights.md) has the reasons.
 
 ## Quantized checkpoints
 
@@ -202,8 +206,8 @@ A model that would be computed wrongly is refused when it is loaded, by name and
 - int8 on a GPU, and int8 or int4 with transformers, or on a CPU without the C++ kernels;
 - int4 for a stored format without integers of 4 bits; on a GPU also for dense weights, for a
   mixture of experts, in float32, or with zero points that are not whole numbers;
-- fp8 on a CPU or an older GPU, with transformers, in a dtype other than bfloat16, for a mixture of
-  experts, or with a matrix whose size is not a multiple of 16;
+- fp8 on a CPU or an older GPU, with transformers, in a dtype other than bfloat16, or with a matrix
+  outside a mixture's experts whose size is not a multiple of 16;
 - encoder-decoders, bidirectional attention outside of the encoders above, state-space and other
   recurrent layers;
 - attention with capped scores, in chunks, or with values of another size than keys;

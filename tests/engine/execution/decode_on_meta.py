@@ -219,6 +219,7 @@ def main() -> None:
                 "dense, fp8 cache": decode(dense, torch.float8_e4m3fn),
                 "dense, fp8 weights": decode(dense, torch.float8_e4m3fn, "fp8"),
                 "sparse": decode(sparse, torch.bfloat16),
+                "sparse, fp8 weights": decode(sparse, torch.bfloat16, "fp8"),
                 "padded": padded_step(*made(dense, torch.bfloat16)),
                 **adapted_steps(*made(dense, torch.bfloat16)),
             }

@@ -96,9 +96,12 @@ def batches() -> list[ScheduledBatch]:
     return steps
 
 
-def uncompiled(config: PreTrainedConfig, kv_dtype: torch.dtype) -> list[str]:
+def uncompiled(
+    config: PreTrainedConfig, kv_dtype: torch.dtype, quantization: str | None = None
+) -> list[str]:
     native = read_model_config({**config.to_dict(), "architectures": config.architectures})
-    model = DecoderModel(native, allocate_weights(native, torch.bfloat16, "meta"), backend="triton")
+    weights = allocate_weights(native, torch.bfloat16, "meta")
+    model = DecoderModel(native, weights, backend="triton", quantization=quantization)
     kv_cache = KVCache(
         num_layers=native.num_layers,
         num_blocks=64,
@@ -122,7 +125,10 @@ def uncompiled(config: PreTrainedConfig, kv_dtype: torch.dtype) -> list[str]:
 
     compiled = {kind(each) for each in record_launches(KERNELS, start)}
     served = record_launches(KERNELS, serve)
-    assert len({each.name for each in served}) == (13 if native.experts is None else 16)
+    num_kernels = 13 if native.experts is None else 16
+    if quantization is not None:
+        num_kernels += 2  # one quantizes, and one activates and quantizes
+    assert len({each.name for each in served}) == num_kernels
     return sorted({each.name for each in served if kind(each) not in compiled})
 
 
@@ -143,6 +149,7 @@ def main() -> None:
                 "dense": uncompiled(dense, torch.bfloat16),
                 "dense, fp8 cache": uncompiled(dense, torch.float8_e4m3fn),
                 "sparse": uncompiled(sparse, torch.bfloat16),
+                "sparse, fp8 weights": uncompiled(sparse, torch.bfloat16, "fp8"),
             }
         )
     )

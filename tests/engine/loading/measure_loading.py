@@ -43,18 +43,21 @@ def read_in_fp8(folder: Path) -> tuple[str, object]:
     return config.architecture, weights
 
 
+def load(folder: Path, dtype: str, model_impl: str) -> tuple[str, object]:
+    """Load a model as `model_impl` says; return its architecture and what holds its memory."""
+    if model_impl == "fp8":
+        return read_in_fp8(folder)
+    loaded = load_model(str(folder), dtype=dtype, device="cpu", model_impl=model_impl)
+    return loaded.config.architecture, loaded
+
+
 def main() -> None:
     """Load twice: first a tiny model, so that libraries and kernels are in memory already."""
     tiny, folder, dtype, model_impl = sys.argv[1:]
-    load_model(tiny, dtype=dtype, device="cpu", model_impl=model_impl.replace("fp8", "native"))
+    load(Path(tiny), dtype, model_impl)
     before = memory_bytes("VmRSS")
     Path("/proc/self/clear_refs").write_text("5")  # resets the peak
-    loaded: object
-    if model_impl == "fp8":
-        architecture, loaded = read_in_fp8(Path(folder))
-    else:
-        loaded = load_model(folder, dtype=dtype, device="cpu", model_impl=model_impl)
-        architecture = loaded.config.architecture
+    architecture, _loaded = load(Path(folder), dtype, model_impl)
     peak = memory_bytes("VmHWM")
     print(
         json.dumps(

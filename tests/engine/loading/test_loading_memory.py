@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM, LlamaConfig
+from transformers import AutoModelForCausalLM, LlamaConfig, Qwen3MoeConfig
 
 from batchmill.engine.loading.weight_loading import load_weights
 from batchmill.engine.models.families import read_model_config
@@ -99,6 +99,29 @@ def test_reading_for_a_gpu_in_fp8_takes_no_memory_of_the_host_for_the_layers(
         store_in_fp8(sharded_model, folder)
     measured = measure(folder, tiny, "bfloat16", "fp8")
     assert measured["peak_growth"] <= MARGIN_BYTES  # the layers are 80 MiB in bfloat16
+    assert measured["growth"] <= MARGIN_BYTES / 4
+
+
+@pytest.mark.skipif(
+    not Path("/proc/self/clear_refs").exists(), reason="needs Linux' memory accounting"
+)
+@pytest.mark.parametrize("is_stored_in_fp8", [False, True])
+def test_reading_a_mixture_for_a_gpu_in_fp8_takes_no_memory_of_the_host_for_the_experts(
+    tmp_path: Path, is_stored_in_fp8: bool
+) -> None:
+    tiny, folder = tmp_path / "tiny", tmp_path / "sharded"
+    random_model(NATIVE["Qwen3-MoE"], tiny)
+    experts = {"num_experts": 8, "num_experts_per_tok": 2, "moe_intermediate_size": 1024}
+    sizes = {**SIZES, "hidden_size": 640, "num_hidden_layers": 4, "head_dim": 64}
+    model = AutoModelForCausalLM.from_config(Qwen3MoeConfig(**{**sizes, **experts}))
+    model.to(torch.bfloat16).save_pretrained(folder, max_shard_size="50MB")
+    save_tokenizer(folder)
+    assert len(list(folder.glob("*.safetensors"))) >= 3
+    if is_stored_in_fp8:
+        store_in_fp8(folder, tmp_path / "fp8")
+        folder = tmp_path / "fp8"
+    measured = measure(folder, tiny, "bfloat16", "fp8")
+    assert measured["peak_growth"] <= MARGIN_BYTES  # the experts are 120 MiB in bfloat16
     assert measured["growth"] <= MARGIN_BYTES / 4
 
 

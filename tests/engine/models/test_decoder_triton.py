@@ -157,11 +157,10 @@ def test_an_eight_bit_cache_stays_near_full_precision(tmp_path: Path) -> None:
         assert 0 < (eight_bits - exact).abs().mean().item() < 0.2 * spread
 
 
-def test_fp8_weights_give_nearly_the_logits_of_the_reference(
-    tmp_path: Path,
-) -> None:
+@pytest.mark.parametrize("name", ["Qwen3", "Qwen3-MoE"])
+def test_fp8_weights_give_nearly_the_logits_of_the_reference(name: str, tmp_path: Path) -> None:
     """Only nearly: the interpreter rounds one number in a hundred to eight bits wrongly."""
-    config = read_model_config(random_model(NATIVE["Qwen3"], tmp_path).config.to_dict())
+    config = read_model_config(random_model(NATIVE[name], tmp_path).config.to_dict())
     logits = []
     for backend in ("triton", "reference"):
         weights = load_weights(tmp_path, config, torch.bfloat16, "cpu")
@@ -200,6 +199,8 @@ def test_a_decode_step_reads_nothing_on_the_host_and_launches_few_kernels() -> N
     routing = ("route_experts_kernel", "order_experts_kernel", "combine_experts_kernel")
     sparse = dense | dict.fromkeys(routing, layers) | {"expert_linear_kernel": 2 * layers}
     del sparse["gated_activation_kernel"]
+    # In fp8 a kernel quantizes the rows that the router takes, and another activates and quantizes.
+    sparse_fp8 = sparse | {"quantize_fp8_kernel": 2 * layers, "gated_activation_fp8_kernel": layers}
     found = json.loads(done.stdout)
     # A step with prompts attends by three kernels more, two of them per layer; it is recorded up to
     # the logits.
@@ -213,5 +214,6 @@ def test_a_decode_step_reads_nothing_on_the_host_and_launches_few_kernels() -> N
     assert found.pop("adapted decodes") | samples == dense | adapters
     assert found.pop("adapted padded") | samples == dense | prefill | adapters
     assert found.pop("sparse") == sparse
+    assert found.pop("sparse, fp8 weights") == sparse_fp8
     for kind, launched in found.items():
         assert launched == (fp8 if "fp8 weights" in kind else dense), kind

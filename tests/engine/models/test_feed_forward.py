@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import cast
 
@@ -17,11 +18,12 @@ from batchmill.engine.models.feed_forward import (
     GatedNetwork,
     build_feed_forward,
 )
+from batchmill.engine.models.fp8_experts import Fp8GroupedExperts
 from batchmill.engine.models.grouped_experts import GroupedExperts, can_group
 from batchmill.engine.models.model_config import ExpertsConfig, ModelConfig
-from batchmill.engine.models.weights import DenseWeights, ExpertWeights
+from batchmill.engine.models.weights import DenseWeights, ExpertWeights, allocated
 from batchmill.kernels.every_size import launching_every_size
-from batchmill.kernels.ops.expert_linear import FoldedActivation
+from batchmill.kernels.ops.expert_linear import FoldedActivation, quantize_experts
 from batchmill.kernels.ops.gated_activation import silu_and_mul_reference
 from batchmill.kernels.ops.linear import dense_linear
 
@@ -45,8 +47,14 @@ def test_grouped_experts_compute_the_same_as_single_ones(
     )
     config = ExpertsConfig(num_experts, 2, inner, normalise_weights)
     networks = [
-        GatedNetwork(dense_linear(gate_up, None), dense_linear(down, None), silu_and_mul_reference)
-        for gate_up, down in zip(weights.gate_up, weights.down, strict=True)
+        GatedNetwork(
+            dense_linear(allocated(gate_up), None),
+            dense_linear(allocated(down), None),
+            silu_and_mul_reference,
+        )
+        for gate_up, down in zip(
+            weights.of_experts(weights.gate_up), weights.of_experts(weights.down), strict=True
+        )
     ]
     x = torch.randn(num_tokens, hidden)
     folded: FoldedActivation | None = "silu" if product == "reference, folded" else None
@@ -102,6 +110,40 @@ def test_experts_come_from_the_groups_with_the_best_pairs() -> None:
     shares, chosen = choose_corrected(logits, config, None)
     assert chosen.tolist() == [[5, 4]]
     torch.testing.assert_close(shares[0], 2 * torch.sigmoid(torch.tensor([3.0, 2.0])))
+
+
+@pytest.mark.parametrize("left_out", ["", "gate_up", "down"])
+@pytest.mark.parametrize("inner", [24, 32])
+def test_experts_in_eight_bits_stay_near_the_unquantized_ones(inner: int, left_out: str) -> None:
+    torch.manual_seed(inner)
+    weights = ExpertWeights(
+        router=torch.randn(5, 64),
+        gate_up=torch.randn(5, 2 * inner, 64) * torch.rand(5, 2 * inner, 1),
+        down=torch.randn(5, 64, inner) * torch.rand(5, 64, 1),
+        gate_up_bias=torch.randn(5, 2 * inner),
+        down_bias=torch.randn(5, 64),
+    )
+    config = ExpertsConfig(5, 2, inner, True)
+    x = torch.randn(23, 64)
+    x[3] = torch.nan
+    want = GroupedExperts(weights, config, silu_and_mul_reference)(x)
+    assert isinstance(weights.gate_up, Tensor)
+    assert isinstance(weights.down, Tensor)
+    gate_up = weights.gate_up if left_out == "gate_up" else quantize_experts(weights.gate_up)
+    down = weights.down if left_out == "down" else quantize_experts(weights.down)
+    model = SimpleNamespace(activation="silu", experts=config)
+    network = build_feed_forward(
+        replace(weights, gate_up=gate_up, down=down),
+        cast(ModelConfig, model),
+        *(dense_linear, "auto"),
+        is_fp8=True,
+    )
+    assert isinstance(network, Fp8GroupedExperts)
+    got = network(x)
+    assert got[3].isnan().all()
+    rest = [row for row in range(23) if row != 3]
+    error = (got[rest] - want[rest]).pow(2).mean().sqrt() / want[rest].std()
+    assert 0 < error < 0.1, "the router takes the same rows, so only rounding differs"
 
 
 def test_experts_are_grouped_on_a_cpu_only_by_request() -> None:

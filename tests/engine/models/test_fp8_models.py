@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from transformers import Qwen2MoeConfig
 
 from batchmill.engine import EngineConfig, SamplingParams
 from batchmill.engine.config import QUANTIZATIONS
@@ -29,8 +30,8 @@ from batchmill.engine.models.fp8_weights import (
     layer_bytes,
 )
 from batchmill.engine.models.model_config import ModelConfig
-from batchmill.engine.models.weights import DenseWeights, allocated, weights_bytes
-from batchmill.kernels.ops.fp8_linear import Fp8Linear
+from batchmill.engine.models.weights import ExpertWeights, allocated, weights_bytes
+from batchmill.kernels.ops.fp8_weight import Fp8Weight
 from batchmill.kernels.ops.linear import dense_linear
 
 from ...support.tiny_models import NATIVE, OTHERS, random_model
@@ -40,19 +41,18 @@ from ..tiny_model import POISON, run, save_model, tiny_engine
 
 GREEDY = SamplingParams(temperature=0, max_tokens=8, ignore_eos=True)
 CPU, GPU = torch.device("cpu"), torch.device("cuda", 0)
-#: Models with a matrix whose size is not a multiple of 16, or with several experts.
+#: Models with a matrix whose size is not a multiple of 16; those of experts may have any.
 REFUSED = {
     "Llama, every bias, llama3 RoPE, explicit head_dim": "num_heads . head_dim 120",
-    "Qwen3-MoE": "is a mixture of experts",
-    "Qwen3-MoE, some layers dense, biases, shares not normalised": "is a mixture of experts",
-    "Mixtral": "is a mixture of experts",
-    "Qwen2-MoE, shared expert": "is a mixture of experts",
-    "GLM-4.5, first layer dense, groups of experts, shares scaled": "is a mixture of experts",
-    "ERNIE 4.5 MoE, first layer dense": "is a mixture of experts",
-    "Granite MoE": "is a mixture of experts",
-    "gpt-oss": "is a mixture of experts",
+    "Qwen2-MoE, shared expert": "experts.shared_size 40",
 }
-COMPUTED = [name for name in NATIVE if name not in REFUSED]
+GATED = "Qwen2-MoE, shared expert of another size"
+CONFIGS = NATIVE | {
+    GATED: Qwen2MoeConfig(
+        **{**NATIVE["Qwen2-MoE, shared expert"].to_dict(), "shared_expert_intermediate_size": 48}
+    )
+}
+COMPUTED = [name for name in CONFIGS if name not in REFUSED]
 
 
 def config_in(folder: Path) -> ModelConfig:
@@ -72,17 +72,42 @@ def reference_model(folder: Path, dtype: torch.dtype = torch.float32) -> LoadedM
 
 @pytest.mark.parametrize("name", COMPUTED)
 def test_logits_of_every_family_stay_near_the_unquantized_ones(name: str, tmp_path: Path) -> None:
-    hf_model = random_model(NATIVE[name], tmp_path)
+    hf_model = random_model(CONFIGS[name], tmp_path)
     loaded = reference_model(tmp_path)
+    assert isinstance(loaded.config, ModelConfig)
     requests = make_requests([33, 12, 40, 27], loaded.config.vocab_size)
     want = torch.stack([logits[-1] for logits in full_logits(hf_model, requests)])
     runner = make_runner(loaded.model)
     run_step(runner, [(request, 10, False) for request in requests])
     got = run_step(runner, [(request, request.num_uncomputed_tokens, True) for request in requests])
-    error = (got - want).pow(2).mean().sqrt() / want.std()
-    # Numbers of three bits, and no row of more than 112 to even it out: 0.07 to 0.26, measured.
+    of_rows = (got - want).pow(2).mean(1)
+    # A token whose scores of experts are near ties may get others: up to 0.9 for one in four.
+    mean = of_rows.mean() if loaded.config.experts is None else of_rows.median()
+    error = mean.sqrt() / want.std()
+    # Numbers of three bits, and no row of more than 112 to even it out: 0.07 to 0.34, measured.
     # With a wrong scale, column or row the two would have nothing in common, which is 1.4.
-    assert 0 < error < 0.35
+    assert 0 < error < (0.35 if loaded.config.experts is None else 0.45)
+
+
+@pytest.mark.parametrize("name", COMPUTED)
+def test_quantizing_while_reading_gives_what_quantizing_later_gives(
+    name: str, tmp_path: Path
+) -> None:
+    random_model(CONFIGS[name], tmp_path)
+    later = reference_model(tmp_path).model
+    config = later.config
+    assert isinstance(config, ModelConfig)
+    read = load_weights(tmp_path, config, torch.float32, CPU, layer_device=CPU, in_fp8=True)
+    matrices = [matrix for layer in read.layers for matrix in layer.matrices]
+    assert matrices
+    assert all(isinstance(matrix, Fp8Weight) for matrix in matrices)
+    at_once = DecoderModel(config, read, backend="reference", quantization="fp8")
+    logits = []
+    for model in (later, at_once):
+        requests = make_requests([33, 12], config.vocab_size)
+        steps = [(request, request.num_uncomputed_tokens, True) for request in requests]
+        logits.append(run_step(make_runner(model), steps))
+    assert torch.equal(*logits)
 
 
 def test_the_layers_matrices_are_quantized_and_the_head_is_not(
@@ -102,7 +127,7 @@ def test_the_layers_matrices_are_quantized_and_the_head_is_not(
     torch.testing.assert_close(model._head(x), x @ head.T)  # type: ignore[attr-defined]
 
 
-@pytest.mark.parametrize("name", ["Llama", "Qwen3"])
+@pytest.mark.parametrize("name", ["Llama", "Qwen3", "Qwen3-MoE"])
 def test_tokens_do_not_depend_on_how_they_are_computed(name: str, tmp_path: Path) -> None:
     random_model(NATIVE[name], tmp_path)
     loaded = reference_model(tmp_path)
@@ -130,19 +155,22 @@ def test_a_request_with_nan_fails_and_does_not_change_the_others(tmp_path: Path)
 
 @pytest.mark.parametrize("name", COMPUTED)
 def test_weights_take_the_predicted_bytes(name: str, tmp_path: Path) -> None:
-    random_model(NATIVE[name], tmp_path)
+    random_model(CONFIGS[name], tmp_path)
     config = config_in(tmp_path)
-    weights = load_weights(tmp_path, config, torch.bfloat16, "cpu")
+    weights = load_weights(tmp_path, config, torch.bfloat16, CPU, layer_device=CPU, in_fp8=True)
     rest = [weights.embedding, weights.final_norm]
     rest += [] if config.tie_word_embeddings else [allocated(weights.head)]
     total = sum(each.nbytes for each in rest)
     for layer in weights.layers:
         for matrix in layer.matrices:
-            fields = vars(Fp8Linear(allocated(matrix), None)).values()
-            total += sum(each.nbytes for each in fields if isinstance(each, Tensor))
-        assert isinstance(layer.feed_forward, DenseWeights)
-        biases = (layer.qkv_bias, layer.output_bias, layer.feed_forward.gate_up_bias)
-        tensors = (*layer.norms, *biases, layer.feed_forward.down_bias)
+            assert isinstance(matrix, Fp8Weight)
+            total += matrix.values.nbytes + matrix.scales.nbytes
+        network = layer.feed_forward
+        biases = (layer.qkv_bias, layer.output_bias, network.gate_up_bias, network.down_bias)
+        tensors = [*layer.norms, *biases, layer.sinks]
+        if isinstance(network, ExpertWeights):
+            tensors += [network.router, network.router_bias, network.correction]
+            tensors += [network.shared_gate]
         total += sum(each.nbytes for each in tensors if each is not None)
     assert fp8_weights_bytes(config, torch.bfloat16) == total
     assert total < weights_bytes(config, torch.bfloat16)

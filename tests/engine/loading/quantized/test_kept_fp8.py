@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import AutoConfig, Ernie4_5Config, PreTrainedConfig
 
@@ -18,10 +20,17 @@ from batchmill.engine.loading.quantized.formats import read_scheme
 from batchmill.engine.loading.weight_loading import load_weights
 from batchmill.engine.models.decoder import DecoderModel
 from batchmill.engine.models.families import read_model_config
-from batchmill.engine.models.weights import DecoderWeights, LayerWeights, Matrix
+from batchmill.engine.models.weights import (
+    DecoderWeights,
+    ExpertWeights,
+    LayerWeights,
+    Matrix,
+)
 from batchmill.kernels.ops.fp8_linear import Fp8Reference
 from batchmill.kernels.ops.fp8_weight import Fp8Weight, quantize_fp8_weight
+from batchmill.kernels.reference.expert_linear import Fp8Experts
 
+from ....support.tiny_models import NATIVE, random_model
 from ...model_steps import full_logits, largest_error, make_requests, make_runner, run_step
 from .oracle import LLAMA, SMALL, make_model, save
 from .test_compressed_tensors import SCHEMES
@@ -133,6 +142,46 @@ def test_weights_in_other_formats_beside_fp8_are_quantized(tmp_path: Path) -> No
         gate_up, want = ours.feed_forward.matrices[0], unpacked.feed_forward.matrices[0]
         assert isinstance(gate_up, Fp8Weight)
         assert torch.equal(gate_up.dense(), quantize_fp8_weight(dense_of(want)).dense())
+
+
+@pytest.mark.parametrize("left_out", ["", "mlp.experts.1.down_proj", "mlp.experts."])
+@pytest.mark.parametrize("scales", ["of rows", "of the whole weight"])
+def test_experts_are_kept_and_those_that_are_left_out_stay_dense(
+    scales: str, left_out: str, tmp_path: Path
+) -> None:
+    hf_model = random_model(NATIVE["Qwen3-MoE"], tmp_path)
+    path = tmp_path / "model.safetensors"
+    tensors = load_file(path)
+    for name in [name for name in tensors if name.endswith("_proj.weight")]:
+        if left_out and left_out in name:
+            continue
+        weight = tensors[name].float()
+        factors = weight.abs().amax(1, keepdim=True) / 448
+        factors = factors.amax() if scales == "of the whole weight" else factors
+        tensors[name] = (weight / factors).to(torch.float8_e4m3fn)
+        tensors[name.replace(".weight", ".weight_scale")] = factors
+    save_file(tensors, path, metadata={"format": "pt"})
+    config = json.loads((tmp_path / "config.json").read_text())
+    config["quantization_config"] = {"quant_method": "fp8"}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+
+    kept, dense = read(tmp_path, in_fp8=True), read(tmp_path, in_fp8=False)
+    for ours, unpacked in zip(kept.layers, dense.layers, strict=True):
+        network, want = ours.feed_forward, unpacked.feed_forward
+        assert isinstance(network, ExpertWeights)
+        assert isinstance(want, ExpertWeights)
+        assert isinstance(network.gate_up, Fp8Experts) == (left_out != "mlp.experts.")
+        assert isinstance(network.down, Fp8Experts) == (left_out == "")
+        for mine, each in zip(network.matrices, want.matrices, strict=True):
+            own = mine.dense() if isinstance(mine, Fp8Weight) else mine
+            assert torch.equal(dense_of(own), dense_of(each))
+        assert torch.equal(network.router, want.router)
+    requests = make_requests([33, 12, 40, 27], config["vocab_size"])
+    want_logits = torch.stack([logits[-1] for logits in full_logits(hf_model, requests)])
+    steps = [(request, request.num_uncomputed_tokens, True) for request in requests]
+    got = run_step(make_runner(fp8_model(tmp_path)), steps)
+    # Of the typical row: a token may get other experts.
+    assert (got - want_logits).pow(2).mean(1).median().sqrt() / want_logits.std() < MOST_ERROR
 
 
 def dense_of(matrix: Matrix) -> Tensor:
