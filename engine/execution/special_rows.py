@@ -24,7 +24,7 @@ from batchmill.engine.errors import EngineError
 from batchmill.engine.request.request import Request
 from batchmill.engine.sampling.logits_filters import drop_untypical, uses_numpy
 from batchmill.engine.sampling.sampled_tokens import SampledScores
-from batchmill.engine.sampling.scorer import PackedScores
+from batchmill.engine.sampling.scorer import PackedScores, entropies_of
 from batchmill.engine.scheduling.scheduled_batch import ScheduledBatch
 from batchmill.engine.step.request_rows import RequestRows
 from batchmill.engine.step.upload import Uploader
@@ -153,7 +153,7 @@ class SpecialRows:
         self.pause()
 
     def pause(self) -> None:
-        """Plan the next step anew, because a step was computed in another way.
+        """Have the next step planned again, because the last one was computed in another way.
 
         Rows that were refused stay so: what they need depends on their requests alone.
         """
@@ -305,8 +305,7 @@ class SpecialRows:
         top = torch.topk(log_probs, self._most_top, dim=-1)
         pairs = torch.stack((top.values, top.indices.float()), dim=-1)
         self._scores[:size, 2:].copy_(pairs.flatten(1))
-        finite = log_probs.nan_to_num(neginf=0.0)
-        self._scores[:size, 0].copy_(-(log_probs.exp() * finite).sum(dim=-1))
+        self._scores[:size, 0].copy_(entropies_of(log_probs))
 
     @torch.inference_mode()
     def _end_scores(self, size: int) -> None:

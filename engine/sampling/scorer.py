@@ -43,8 +43,7 @@ class Scorer:
         self._asked: Sequence[Sequence[int]] = asked or [()] * len(num_top)
         self._entropies = self._log_probs.new_zeros(len(logits))
         if with_entropy:
-            finite = self._log_probs.nan_to_num(neginf=0.0)
-            self._entropies = -(self._log_probs.exp() * finite).sum(dim=-1)
+            self._entropies = entropies_of(self._log_probs)
 
     def begin_copy(self, token_ids: Tensor) -> CopiedScores:
         """Score one token per row, [num_rows] int64 on the logits' device; begin the copy."""
@@ -139,10 +138,16 @@ class PackedScores:
         for row, token_id, num_top in zip(self._on_host, token_ids, self._num_top, strict=False):
             entropy, own, *pairs = row[: 2 + 2 * num_top].tolist()
             logprobs = {token_id: own}
-            for place in range(0, 2 * num_top, 2):
+            for place in range(0, len(pairs), 2):  # a small vocabulary has fewer than `num_top`
                 logprobs.setdefault(int(pairs[place + 1]), pairs[place])
             scores.append(TokenScore(logprobs, entropy))
         return scores
+
+
+def entropies_of(log_probs: Tensor) -> Tensor:
+    """Return the entropy of each row of log probabilities, nats; impossible tokens add nothing."""
+    finite = log_probs.nan_to_num(neginf=0.0)
+    return -(log_probs.exp() * finite).sum(dim=-1)
 
 
 def _begin_copy(values: Tensor) -> Tensor:
