@@ -34,4 +34,4 @@ def refuse_unsupported(url: str) -> None:
         except UnsupportedBroker:
             raise
         except (BrokerUnavailable, RedisError):
-            return  # a refusal, such as that of protected mode, may end as well
+            return  # a refused greeting, as in protected mode, is not judged either

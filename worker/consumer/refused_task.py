@@ -24,8 +24,8 @@ _log = structlog.stdlib.get_logger("batchmill.refused_task")
 #: the properties after the body, and the id of the task as correlation id.
 _TAIL_BYTES = 64 << 10
 _CORRELATION_ID = re.compile(rb'"correlation_id": ?"([\w-]{1,4096})"', re.ASCII)
-#: Longest id that a sender gets a result for. A task may not have one that is so long, but whoever
-#: sent it waits for the result.
+#: Longest id of a refused task for which a result is stored. No job may have an id of this length,
+#: but the sender waits for a result all the same.
 _MAX_SENT_ID_CHARS = 4096
 
 

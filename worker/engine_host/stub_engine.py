@@ -246,7 +246,7 @@ class StubEngine:
         return None
 
     def offload_counts(self) -> OffloadCounts | None:
-        """Return None: there is no KV."""
+        """Return None: a stub has no KV cache."""
         return None
 
     def step(self) -> StepOutput:

@@ -1,4 +1,4 @@
-"""The tables of controls on the device: what they count, and when they are loaded anew."""
+"""The tables of controls on the device: what they count, and when they are loaded again."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The index of host memory: what is kept, what is given up, and the copies that are planned."""
+"""The index of host memory: what it keeps, what it drops, and which copies it plans."""
 
 from __future__ import annotations
 
